@@ -1,0 +1,68 @@
+"""Hyperparameter search for Keras models: name a study, start workers, export, test once.
+
+What a study file needs is here, loaded when it is first used: importing the package alone costs
+nothing, and never TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dlnn_search.config import (
+        Activation,
+        BatchNorm,
+        ClockNet,
+        Clocks,
+        Cnn,
+        Config,
+        Conv,
+        CurriculumStage,
+        Dense,
+        Dropout,
+        FashionMnist,
+        Mlp,
+        Mnist,
+        Pool,
+        Training,
+        TwoSoftmax,
+        read_config,
+    )
+    from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe
+
+__all__ = [
+    "Activation",
+    "BatchNorm",
+    "ClockNet",
+    "Clocks",
+    "Cnn",
+    "Config",
+    "Conv",
+    "CurriculumStage",
+    "Dense",
+    "Dropout",
+    "FashionMnist",
+    "Halving",
+    "Mlp",
+    "Mnist",
+    "Pool",
+    "Quick",
+    "RandomSearch",
+    "Study",
+    "Tpe",
+    "Training",
+    "TwoSoftmax",
+    "read_config",
+]
+
+_OF_STUDY = {"Halving", "Quick", "RandomSearch", "Study", "Tpe"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'dlnn_search' has no attribute '{name}'")
+    module = "dlnn_search.study" if name in _OF_STUDY else "dlnn_search.config"
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,387 @@
+"""The command line. Imports only what parsing needs; each command imports its own work."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dlnn_search import __version__, cli_data
+from dlnn_search.errors import DlnnSearchError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dlnn_search.storage.database import Database
+
+EXIT_INTERRUPTED = 130
+#: An error of ours, not of the user (BSD's sysexits.h, EX_SOFTWARE).
+EXIT_BUG = 70
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+
+
+class _Group(TyperGroup):
+    """Turns errors into one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DlnnSearchError as error:
+            if ctx.params.get("debug"):
+                raise
+            print(f"Error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:  # `dlnn-search trials ... | head`
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+        except Exception as error:
+            if ctx.params.get("debug") or _is_typers(error):
+                raise
+            print(
+                f"Error: this is a bug of dlnn-search: {type(error).__name__}: {error}\n"
+                "Run the command again with --debug for the traceback, and report it.",
+                file=sys.stderr,
+            )
+            raise typer.Exit(EXIT_BUG) from error
+
+
+def _is_typers(error: Exception) -> bool:
+    """Whether it is one of the parser's own, which it shows and exits with by itself."""
+    return type(error).__module__.split(".")[0] == "typer"
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Search hyperparameters of Keras models; every worker shares one study in a database.",
+)
+app.add_typer(cli_data.app, name="data", help="Data sets: list, prepare, import, preview.")
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Database, sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME; else "
+        "DLNN_SEARCH_STORAGE, else storage/data/dlnn.db in this folder.",
+        show_default=False,
+    ),
+]
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study's name, as 'dlnn-search studies' lists it.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dlnn-search {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Read the options before the command."""
+
+
+@app.command()
+def studies(storage: StorageOption = None) -> None:
+    """List the studies that come with dlnn-search."""
+    from rich.table import Table
+
+    from dlnn_search.report.tables import study_rows
+    from dlnn_search.study_files import built_in_studies, load_study
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("study", no_wrap=True)
+    for name in ("what it searches", "optimises", "trials (quick)", "searched here"):
+        table.add_column(name)
+    for row in study_rows([load_study(name) for name in built_in_studies()], _url(storage)):
+        table.add_row(*row)
+    _console().print(table)
+    print("\nStart one: dlnn-search start NAME --workers 2 [--quick]")
+
+
+@app.command()
+def start(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
+    ],
+    workers: Annotated[int, typer.Option("--workers", help="Worker processes.")] = 1,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", help="Budget in all; the study's own if not given."),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option("--timeout", metavar="TIME", help="Stop after that, e.g. 45s, 30m, 2h, 1.5d."),
+    ] = None,
+    storage: StorageOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The small version: minutes on two cores.")
+    ] = False,
+) -> None:
+    """Search: start workers, show what they do, go on where an earlier start stopped."""
+    from dlnn_search.report.live import LiveView
+    from dlnn_search.service.start import start as run
+    from dlnn_search.study_files import load_study
+
+    console = _console()
+    seconds = None if timeout is None else parse_duration(timeout)
+    loaded = load_study(study, quick=quick)
+    started = run(
+        loaded,
+        [study, *(["--quick"] if quick else [])],
+        _url(storage),
+        n_workers=workers,
+        n_trials=trials,
+        timeout_seconds=seconds,
+        view=lambda status: LiveView(console, status),
+    )
+    from dlnn_search.report.tables import print_end
+
+    again = f"dlnn-search start {study}{' --quick' if quick else ''} --workers {workers}"
+    print_end(console, started.status, again, _storage_words(storage))
+    if not started.ended_by_itself:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def worker(
+    study: Annotated[str, typer.Argument(metavar="STUDY|FILE")],
+    storage: StorageOption = None,
+    quick: Annotated[bool, typer.Option("--quick")] = False,
+    name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="TensorFlow's threads; else all cores.")
+    ] = None,
+) -> None:
+    """Join a study with one worker, from any machine that reaches its database."""
+    import logging
+
+    from dlnn_search.service.worker import run_worker
+    from dlnn_search.storage.database import open_database
+    from dlnn_search.study_files import load_study
+    from dlnn_search.training.quiet import import_tensorflow
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"Expected at least 1 thread, got --threads {threads}.")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    loaded = load_study(study, quick=quick)
+    database = open_database(_url(storage), create=False)
+    import_tensorflow()
+    try:
+        code = run_worker(loaded, database, name=name, threads=threads)
+    finally:
+        database.close()
+    raise typer.Exit(code)
+
+
+@app.command()
+def trials(study: StudyArgument, storage: StorageOption = None) -> None:
+    """List a study's trials: outcome, best epoch, value, time, parameters."""
+    from dlnn_search.report.status import all_trials
+    from dlnn_search.report.tables import print_trials
+    from dlnn_search.storage.definitions import find
+
+    database = _open(storage)
+    try:
+        stored = find(database, study)
+        rows = all_trials(database, stored)
+        if not rows:
+            print(f"'{study}' has no trial yet.")
+            return
+        print_trials(_console(), rows, _params(database, study), stored)
+    finally:
+        database.close()
+
+
+@app.command()
+def best(study: StudyArgument, storage: StorageOption = None) -> None:
+    """Show a study's best trial: its value, parameters and curve."""
+    from dlnn_search.report.status import best_trials
+    from dlnn_search.report.tables import print_best
+    from dlnn_search.storage.curves import curve_of_slot
+    from dlnn_search.storage.definitions import find
+
+    database = _open(storage)
+    try:
+        stored = find(database, study)
+        found = best_trials(database, stored, 1)
+        if not found:
+            raise UsageError(
+                f"'{study}' has no complete trial yet. Search with 'dlnn-search start {study}'."
+            )
+        points = curve_of_slot(database, found[0].slot_id)
+        print_best(_console(), stored, found[0], _params(database, study), points)
+    finally:
+        database.close()
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")],
+    top: Annotated[
+        int, typer.Option("--top", help="The best K trials: FILE, FILE-2, ..., best first.")
+    ] = 1,
+    storage: StorageOption = None,
+) -> None:
+    """Write the best trial as a config."""
+    from dlnn_search.service.export import export_best
+    from dlnn_search.storage.definitions import find
+
+    database = _open(storage)
+    try:
+        for path in export_best(database, find(database, study), top, output):
+            print(f"Wrote {path}")
+    finally:
+        database.close()
+    print(f"\nTest it, once: dlnn-search evaluate {output}{_storage_words(storage)}")
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="A config, as export writes it.")],
+    seeds: Annotated[int, typer.Option("--seeds", help="Models trained, a seed each.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Else FILE's name with -test."),
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train a config, open the test split, and record that it was opened."""
+    import os
+
+    from dlnn_search.config import read_config
+    from dlnn_search.service.supervisor import threads_per_worker, worker_environment
+    from dlnn_search.storage.database import open_database
+    from dlnn_search.training.quiet import import_tensorflow
+
+    read = read_config(config)
+    folder = output or config.with_name(f"{config.stem}-test")
+    for name, value in worker_environment(threads_per_worker(1)).items():
+        os.environ.setdefault(name, value)
+    database = open_database(_url(storage), create=True)
+    try:
+        import_tensorflow()
+        from dlnn_search.report.evaluation import print_evaluation, progress
+        from dlnn_search.service.evaluate import evaluate as run
+
+        with progress(read, seeds) as on_epoch:
+            tested = run(read, database, folder, n_seeds=seeds, on_epoch=on_epoch)
+        print_evaluation(_console(), read, tested, folder, database)
+    finally:
+        database.close()
+
+
+@app.command()
+def ledger(storage: StorageOption = None) -> None:
+    """List every time that a test split was opened."""
+    from dlnn_search.report.tables import ledger_table
+    from dlnn_search.storage.ledger import openings
+
+    database = _open(storage)
+    try:
+        _console().print(ledger_table(openings(database)))
+    finally:
+        database.close()
+
+
+@app.command()
+def dashboard(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 8080,
+    storage: StorageOption = None,
+) -> None:
+    """Show the trials in the browser (optuna-dashboard), with learning curves and notes."""
+    from dlnn_search.dashboard import serve
+
+    if not 0 <= port <= 65_535:
+        raise UsageError(f"Expected a port from 0 to 65535, got --port {port}.")
+    database = _open(storage)
+
+    def ready(address: str) -> None:
+        print(f"The dashboard is at {address} (Ctrl-C ends it)", flush=True)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            print(
+                "Warning: it has no log-in; whoever reaches this address can change the trials.",
+                file=sys.stderr,
+            )
+
+    try:
+        serve(database, host, port, ready)
+    finally:
+        database.close()
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds of `45s`, `30m`, `2h`, `1.5d`, `1h30m`.
+
+    Raises:
+        UsageError: If it is no such time, or none at all.
+    """
+    compact = text.strip().lower().replace(" ", "")
+    parts = DURATION.findall(compact)
+    if not parts or "".join(number + unit for number, unit in parts) != compact:
+        raise UsageError(f"Expected a time such as 45s, 30m, 2h or 1.5d, got '{text}'.")
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise UsageError(f"Expected a time above 0, got '{text}'.")
+    return seconds
+
+
+def _url(storage: str | None) -> str:
+    from dlnn_search.storage.database import database_url
+
+    return database_url(storage)
+
+
+def _open(storage: str | None) -> Database:
+    from dlnn_search.storage.database import open_database
+
+    return open_database(_url(storage), create=False)
+
+
+def _params(database: Database, study: str) -> dict[int, dict[str, Any]]:
+    """Return each trial's parameters by its number."""
+    import optuna
+
+    loaded = optuna.load_study(study_name=study, storage=database.optuna)
+    return {trial.number: trial.params for trial in loaded.get_trials(deepcopy=False)}
+
+
+def _storage_words(storage: str | None) -> str:
+    """Return ` --storage …` for the next command, if one was given; never with its password."""
+    from dlnn_search.storage.database import shown
+
+    return "" if storage is None else f" --storage {shown(storage)}"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def main() -> None:
+    """Run the command line; `--debug` may stand anywhere."""
+    if "--debug" in sys.argv[1:]:
+        sys.argv.remove("--debug")
+        sys.argv.insert(1, "--debug")
+    app(prog_name="dlnn-search")

@@ -1,0 +1,176 @@
+"""`Config`: the one value that the search makes, training consumes and export writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from dlnn_search.config.base import Frozen
+from dlnn_search.config.data import Clocks, Data, FashionMnist, Mnist
+from dlnn_search.config.model import (
+    Activation,
+    BatchNorm,
+    ClockNet,
+    Cnn,
+    Conv,
+    Dense,
+    Dropout,
+    Mlp,
+    Model,
+    Pool,
+    TwoSoftmax,
+)
+from dlnn_search.config.training import CurriculumStage, Training, default_epochs
+from dlnn_search.errors import UsageError
+from dlnn_search.metrics import DIRECTIONS
+
+__all__ = [
+    "Activation",
+    "BatchNorm",
+    "ClockNet",
+    "Clocks",
+    "Cnn",
+    "Config",
+    "Conv",
+    "CurriculumStage",
+    "Data",
+    "Dense",
+    "Dropout",
+    "FashionMnist",
+    "Frozen",
+    "Mlp",
+    "Mnist",
+    "Model",
+    "Origin",
+    "Pool",
+    "Training",
+    "TwoSoftmax",
+    "read_config",
+    "study_defaults",
+]
+
+SCHEMA_VERSION = 1
+#: A config is a few KB; anything far larger is not one.
+MAX_CONFIG_BYTES = 1_000_000
+
+_study_data: ContextVar[Data] = ContextVar("study_data")
+
+
+def _data_of_study() -> Data:
+    data = _study_data.get(None)
+    if data is None:
+        raise ValueError("A config needs `data=...` unless a study's `data=` gives it.")
+    return data
+
+
+@contextmanager
+def study_defaults(data: Data | None, epochs: int | None) -> Iterator[None]:
+    """Let configs made inside take `data` and `epochs` where they name none themselves."""
+    token = None if data is None else _study_data.set(data)
+    try:
+        if epochs is None:
+            yield
+        else:
+            with default_epochs(epochs):
+                yield
+    finally:
+        if token is not None:
+            _study_data.reset(token)
+
+
+class Origin(Frozen):
+    """Where an exported config comes from; no part of what it means."""
+
+    study: str
+    trial: int
+    metric: str
+    value: float
+    """The best epoch's metric on the validation split."""
+    epoch: int | None = None
+    """The best epoch, counted from 1."""
+    dlnn_search_version: str
+
+
+class Config(Frozen):
+    """Everything needed to build and train one model again, as plain data."""
+
+    schema_version: Literal[1] = 1
+    data: Data = Field(default_factory=_data_of_study)
+    model: Model
+    training: Training = Field(default_factory=Training)
+    origin: Origin | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        clocks = isinstance(self.data, Clocks)
+        if clocks != isinstance(self.model, ClockNet):
+            wanted = "a ClockNet" if clocks else "an Mlp or a Cnn"
+            raise ValueError(
+                f"The data '{self.data.name}' needs {wanted}, got '{self.model.kind}'."
+            )
+        if self.training.curriculum and not clocks:
+            raise ValueError(f"A curriculum needs clocks, got the data '{self.data.name}'.")
+        if self.training.monitor not in (None, *DIRECTIONS):
+            raise ValueError(
+                f"Unknown metric '{self.training.monitor}'. Known: {', '.join(DIRECTIONS)}."
+            )
+        return self
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that picks the best epoch."""
+        if self.training.monitor is not None:
+            return self.training.monitor
+        return "common_sense_error" if isinstance(self.data, Clocks) else "accuracy"
+
+    def to_json(self) -> str:
+        """Return the config as indented JSON; the same config gives the same text."""
+        return self.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+    def fingerprint(self) -> str:
+        """Return 12 hexadecimal digits that are equal for configs that mean the same."""
+        plain = self.model_dump(mode="json", exclude={"origin"})
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_config(path: Path) -> Config:
+    """Read a config that `export` wrote, or that somebody typed.
+
+    Raises:
+        UsageError: If there is no such file, or it holds no valid config.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UsageError(
+                f"'{path}' has {path.stat().st_size:,} bytes: expected a config in JSON, "
+                f"of at most {MAX_CONFIG_BYTES:,}."
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"Cannot read the config '{path}': {error}. "
+            f"Write one with 'dlnn-search export STUDY -o {path.name}'."
+        ) from error
+    try:
+        return Config.model_validate_json(text)
+    except ValidationError as error:
+        raise UsageError(f"'{path}' is no valid config:\n{explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """Return one line for each thing that is wrong: where, what came, what was expected."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        where = ".".join(str(part) for part in detail["loc"]) or "config"
+        came = detail["input"]
+        shown = f" (got {came!r})" if isinstance(came, str | int | float | None) else ""
+        lines.append(f"  {where}: {detail['msg'].removeprefix('Value error, ')}{shown}")
+    return "\n".join(lines)

@@ -1,0 +1,159 @@
+"""optuna-dashboard on a search's database, with our learning curves put into it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+import optuna
+import plotly.graph_objects as go
+import sqlalchemy as sa
+import waitress
+from optuna_dashboard import save_plotly_graph_object, wsgi
+
+from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.report.words import metric_name
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.schema import curves, slots
+
+#: The dashboard loads every figure at each refresh: this many trials, the best ones, are enough.
+MAX_CURVES = 30
+MAX_POINTS = 60
+REFRESH_SECONDS = 10.0
+THREADS = 8
+FIGURE_ID = "learning-curves"
+
+log = logging.getLogger(__name__)
+
+
+def serve(database: Database, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the dashboard until interrupted.
+
+    Args:
+        ready: Told the address when it answers there.
+
+    Raises:
+        UsageError: If the port cannot be had.
+    """
+    listener = _listen(host, port)
+    ended = threading.Event()
+    painter = threading.Thread(target=_paint, args=(database, ended), daemon=True)
+    try:
+        server = waitress.create_server(
+            wsgi(database.optuna), sockets=[listener], threads=THREADS, ident=None
+        )
+        painter.start()
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listener.getsockname()[1]}/")
+        server.run()
+    finally:
+        ended.set()
+        listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OverflowError:
+        raise UsageError(f"Expected a port from 0 to 65535, got --port {port}.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"Port {port} on {host} is in use, perhaps by another dashboard. "
+                f"Choose another: --port {port + 1 if port < 65_535 else 8080}"
+            ) from error
+        raise UsageError(
+            f"Cannot listen on {host}, port {port}: {error.strerror or error}. "
+            "Choose another with --host or --port."
+        ) from error
+    return listener
+
+
+def _paint(database: Database, ended: threading.Event) -> None:
+    """Keep the learning curves of every study up to date: one painter, so none is half-drawn."""
+    painted: dict[int, tuple[int, int]] = {}
+    while True:
+        try:
+            for study in all_studies(database):
+                state = _state(database, study)
+                if state != painted.get(study.id) and state[0]:
+                    _put_figure(database, study)
+                    painted[study.id] = state
+        except DlnnSearchError as error:  # the database is away: the next round may find it
+            log.warning("The learning curves could not be drawn: %s", error)
+        if ended.wait(REFRESH_SECONDS):
+            return
+
+
+def _state(database: Database, study: StoredStudy) -> tuple[int, int]:
+    """Return what changes whenever a curve does: epochs stored, and slots settled."""
+    with database.transaction() as connection:
+        epochs = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(curves.join(slots))
+            .where(slots.c.study_id == study.id)
+        )
+        done = connection.scalar(
+            sa.select(sa.func.count()).where(slots.c.study_id == study.id, slots.c.state == "done")
+        )
+    return epochs or 0, done or 0
+
+
+def _put_figure(database: Database, study: StoredStudy) -> None:
+    optuna_study = optuna.load_study(study_name=study.name, storage=database.optuna)
+    save_plotly_graph_object(
+        optuna_study, learning_curves(database, study), graph_object_id=FIGURE_ID
+    )
+
+
+def learning_curves(database: Database, study: StoredStudy) -> go.Figure:
+    """Draw the study's metric by epoch: the best trials' and the running ones'."""
+    best_first = slots.c.value.asc() if study.direction == "minimize" else slots.c.value.desc()
+    with database.transaction() as connection:
+        shown = connection.execute(
+            sa.select(slots.c.id, slots.c.trial_number, slots.c.outcome)
+            .where(slots.c.study_id == study.id, slots.c.trial_number.is_not(None))
+            .order_by(slots.c.state == "done", best_first)
+            .limit(MAX_CURVES)
+        ).all()
+        points = connection.execute(
+            sa.select(curves.c.slot_id, curves.c.epoch, curves.c.metrics)
+            .where(curves.c.slot_id.in_([row.id for row in shown]))
+            .order_by(curves.c.slot_id, curves.c.epoch)
+        ).all()
+    by_slot: dict[int, list[tuple[int, float]]] = {}
+    for point in points:
+        if study.metric in point.metrics:
+            by_slot.setdefault(point.slot_id, []).append(
+                (point.epoch, float(f"{point.metrics[study.metric]:.5g}"))
+            )
+    figure = go.Figure()
+    for row in sorted(shown, key=lambda row: int(row.trial_number)):
+        line = _thinned(by_slot.get(row.id, []))
+        if line:
+            figure.add_scatter(
+                x=[epoch for epoch, _ in line],
+                y=[value for _, value in line],
+                mode="lines+markers",
+                name=f"trial {row.trial_number} ({row.outcome or 'running'})",
+                line={"dash": "dot" if row.outcome == "pruned" else "solid"},
+            )
+    figure.update_layout(
+        title=f"Learning curves of {study.name}, validation",
+        xaxis_title="epoch",
+        yaxis_title=metric_name(study.metric),
+        template="plotly_white",
+    )
+    return figure
+
+
+def _thinned(line: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    step = -(-len(line) // MAX_POINTS) if line else 1
+    return line if step == 1 else [*line[:-1:step], line[-1]]

@@ -1,0 +1,120 @@
+"""From a config's data to splits: prepared where they are not yet, opened where they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlnn_search.config.data import Clocks, Data
+from dlnn_search.data.clock_import import is_imported
+from dlnn_search.data.prepared import Recipe, open_part, prepare
+from dlnn_search.data.progress import OnProgress, ProgressDisplay
+from dlnn_search.data.recipes import curriculum_recipe, recipe_for
+from dlnn_search.data.split import Split, TestOpening, TrainingData
+from dlnn_search.data.splits import shuffled, split_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from dlnn_search.config.training import CurriculumStage
+
+
+def resolve(data: Data) -> Data:
+    """Return the same data with the clocks' source 'auto' made 'course' or 'rendered'.
+
+    What is kept in a database or a file must be resolved first: 'auto' means other pictures once
+    the course's are imported.
+    """
+    if not isinstance(data, Clocks) or data.source != "auto":
+        return data
+    return data.model_copy(update={"source": "course" if is_imported() else "rendered"})
+
+
+def load(
+    data: Data,
+    curriculum: Sequence[CurriculumStage] = (),
+    *,
+    on_progress: OnProgress | None = None,
+) -> TrainingData:
+    """Open what a search may see of a data set; prepare it first where it is not yet.
+
+    The pictures are memory-mapped: opening a prepared set takes milliseconds, and all workers
+    of a machine share one copy. The test split's pictures are in files that this does not open.
+
+    Args:
+        data: Which pictures, and how to split them.
+        curriculum: Stages that training begins with (clocks only).
+        on_progress: Told how far a preparation is; None: shown on standard error.
+
+    Returns:
+        Training and validation split, disjoint, and one split for each stage; all shuffled.
+
+    Raises:
+        DataError: If the pictures can't be had, or a split would be empty.
+    """
+    recipes = recipes_of(data, curriculum)
+    with ProgressDisplay() as display:
+        opened = [open_part(recipe, "search", on_progress or display) for recipe in recipes]
+    images, labels = opened[0]
+    rows_train, rows_validation = split_rows(
+        labels, validation=data.validation, n_training=data.n_training, seed=data.split_seed
+    )
+    stages = []
+    for stage_images, stage_labels in opened[1:]:
+        rows = np.arange(len(stage_labels), dtype=np.int64)
+        rows = shuffled(rows, seed=data.split_seed, purpose="order of a curriculum")
+        stages.append(Split(stage_images, rows, stage_labels[rows]))
+    return TrainingData(
+        train=Split(images, rows_train, labels[rows_train]),
+        validation=Split(images, rows_validation, labels[rows_validation]),
+        curriculum=tuple(stages),
+    )
+
+
+def load_test(data: Data, opening: TestOpening, *, on_progress: OnProgress | None = None) -> Split:
+    """Open the test split, after the opening has been recorded: the only way to it.
+
+    Args:
+        data: Which pictures; `split_seed` and, for clocks, `test` decide which are the test's.
+        opening: The ledger's entry. It is recorded before any file is opened.
+        on_progress: Told how far a preparation is; None: shown on standard error.
+
+    Raises:
+        StorageError: If the opening could not be recorded; nothing was opened then.
+        DataError: If the pictures can't be had.
+    """
+    opening.record()
+    with ProgressDisplay() as display:
+        recipe = recipe_for(resolve(data))
+        images, labels = open_part(recipe, "test", on_progress or display)
+    return Split(images, np.arange(len(labels), dtype=np.int64), labels)
+
+
+def prepare_data(
+    data: Data,
+    curriculum: Sequence[CurriculumStage] = (),
+    *,
+    on_progress: OnProgress | None = None,
+) -> list[Path]:
+    """Prepare whatever `load` would open, so that workers find it there.
+
+    Returns:
+        The folder of the data, then one for each stage of the curriculum.
+
+    Raises:
+        DataError: If the pictures can't be had, or can't be written.
+    """
+    with ProgressDisplay() as display:
+        recipes = recipes_of(data, curriculum)
+        return [prepare(recipe, on_progress or display) for recipe in recipes]
+
+
+def recipes_of(data: Data, curriculum: Sequence[CurriculumStage]) -> list[Recipe]:
+    """Return the recipe of the data, then one for each stage of the curriculum."""
+    data = resolve(data)
+    recipes = [recipe_for(data)]
+    if isinstance(data, Clocks):
+        recipes += [curriculum_recipe(data, stage.azimuth_spread) for stage in curriculum]
+    return recipes

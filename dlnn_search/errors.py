@@ -1,0 +1,59 @@
+"""The errors a user may see: each says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DlnnSearchError(Exception):
+    """Base of every error that is shown as one message, without a traceback.
+
+    Attributes:
+        exit_code: What the command line exits with.
+    """
+
+    exit_code = 1
+
+
+class UsageError(DlnnSearchError):
+    """A command, a name or an option that cannot be meant as it stands."""
+
+    exit_code = 2
+
+
+class StudyError(DlnnSearchError):
+    """A study file that cannot be read, or whose space makes no valid config."""
+
+    exit_code = 3
+
+
+class DataError(DlnnSearchError):
+    """A data set that is missing, damaged or of the wrong form."""
+
+    exit_code = 4
+
+
+class StorageError(DlnnSearchError):
+    """A database or a disk that cannot be reached, written or understood."""
+
+    exit_code = 5
+
+
+class TrainingError(DlnnSearchError):
+    """A training that cannot go on."""
+
+    exit_code = 6
+
+
+class DivergedError(TrainingError):
+    """The loss became NaN or infinite, or left all bounds."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest known name, else the list of them."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(choices)}." if choices else ""

@@ -1,0 +1,175 @@
+"""What a network's layers will be, before TensorFlow makes any of them.
+
+Walking the blocks costs microseconds and no memory, so a config that cannot be built, or that
+would take all of a machine's memory, is refused with the block's name instead of a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from dlnn_search.config import (
+    BatchNorm,
+    ClockNet,
+    Cnn,
+    Config,
+    Conv,
+    Dense,
+    Mlp,
+    Model,
+    Pool,
+    TwoSoftmax,
+)
+from dlnn_search.config.model import ConvBlock, DenseBlock
+from dlnn_search.errors import TrainingError
+from dlnn_search.metrics import HOURS, MINUTES
+
+#: Outputs of MNIST and Fashion-MNIST.
+N_DIGIT_CLASSES = 10
+#: Weights, gradients and two moments of Adam take 16 bytes a parameter: 1.6 GB.
+MAX_PARAMETERS = 100_000_000
+#: Layer outputs of one batch, kept for the backward pass: 8 GiB in float32.
+MAX_VALUES_IN_BATCH = 2**31
+
+Shape = tuple[int, ...]
+
+
+class ModelError(TrainingError):
+    """A config whose network cannot be built: no pixels left, or too large."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One layer to be: where it stands in the config, what it puts out, what it learns.
+
+    Attributes:
+        where: Such as `blocks[3] (conv)`, `head.hour[0] (dense)` or `output`.
+        shape: Of its output for one image: (height, width, channels) or (features,).
+        n_parameters: Its weights, those of batch normalisation's moving averages included.
+    """
+
+    where: str
+    shape: Shape
+    n_parameters: int
+
+
+def layer_shapes(model: Model, image_shape: tuple[int, int]) -> list[LayerShape]:
+    """Return the layers of a network in the order in which they are built.
+
+    Args:
+        model: The network.
+        image_shape: Height and width of its pictures, pixels.
+
+    Raises:
+        ModelError: If a feature map would shrink below one pixel.
+    """
+    return list(_walk(model, image_shape))
+
+
+def n_parameters(model: Model, image_shape: tuple[int, int]) -> int:
+    """Return how many parameters a network has, those that are not trained included."""
+    return sum(layer.n_parameters for layer in _walk(model, image_shape))
+
+
+def check_size(config: Config, image_shape: tuple[int, int]) -> None:
+    """Refuse a network that shrinks to nothing or would not fit into any sane memory.
+
+    Raises:
+        ModelError: Saying which block, which shape or size came, and what to do.
+    """
+    layers = layer_shapes(config.model, image_shape)
+    total = sum(layer.n_parameters for layer in layers)
+    if total > MAX_PARAMETERS:
+        largest = max(layers, key=lambda layer: layer.n_parameters)
+        raise ModelError(
+            f"Expected a network of at most {MAX_PARAMETERS:,} parameters, got {total:,}, "
+            f"{largest.n_parameters:,} of them in {largest.where}. "
+            "Pool more, or take fewer filters, units or a smaller kernel."
+        )
+    values = config.training.batch_size * sum(prod(layer.shape) for layer in layers)
+    if values > MAX_VALUES_IN_BATCH:
+        largest = max(layers, key=lambda layer: prod(layer.shape))
+        raise ModelError(
+            f"Expected at most {MAX_VALUES_IN_BATCH:,} layer outputs in a batch, got {values:,} "
+            f"with batch_size={config.training.batch_size}; the largest is {largest.where} with "
+            f"{_shown(largest.shape)} for each image. Take a smaller batch or fewer filters."
+        )
+
+
+def _walk(model: Model, image_shape: tuple[int, int]) -> Iterator[LayerShape]:
+    shape: Shape = (*image_shape, 1)
+    if isinstance(model, Mlp):
+        layers = _dense(model.blocks, prod(shape), "blocks")
+        yield from layers
+        yield _output("output", _width(layers, prod(shape)), N_DIGIT_CLASSES)
+        return
+    for number, block in enumerate(model.blocks):
+        layer = _conv(block, shape, f"blocks[{number}] ({block.kind})")
+        shape = layer.shape
+        yield layer
+    joined = prod(shape) if model.join == "flatten" else shape[-1]
+    yield LayerShape(f"join ({model.join})", (joined,), 0)
+    shared = _dense(model.dense, joined, "dense")
+    yield from shared
+    width = _width(shared, joined)
+    if isinstance(model, Cnn):
+        yield _output("output", width, N_DIGIT_CLASSES)
+    else:
+        yield from _clock_head(model, width)
+
+
+def _clock_head(model: ClockNet, width: int) -> Iterator[LayerShape]:
+    head: TwoSoftmax = model.head
+    for name, blocks, classes in (("hour", head.hour, HOURS), ("minute", head.minute, MINUTES)):
+        branch = _dense(blocks, width, f"head.{name}")
+        yield from branch
+        yield _output(name, _width(branch, width), classes)
+
+
+def _conv(block: ConvBlock, shape: Shape, where: str) -> LayerShape:
+    height, width, channels = shape
+    if isinstance(block, Conv):
+        if block.padding == "valid":
+            _enough(shape, block.kernel, where, "or padding='same'")
+            height, width = height - block.kernel + 1, width - block.kernel + 1
+        height, width = -(-height // block.stride), -(-width // block.stride)
+        weights = block.kernel**2 * channels * block.filters + block.filters
+        return LayerShape(where, (height, width, block.filters), weights)
+    if isinstance(block, Pool):
+        _enough(shape, block.size, where, "or fewer pools before it")
+        return LayerShape(where, (height // block.size, width // block.size, channels), 0)
+    return LayerShape(where, shape, 4 * channels if isinstance(block, BatchNorm) else 0)
+
+
+def _dense(blocks: Sequence[DenseBlock], width: int, where: str) -> list[LayerShape]:
+    layers = []
+    for number, block in enumerate(blocks):
+        n_weights = 4 * width if isinstance(block, BatchNorm) else 0
+        if isinstance(block, Dense):
+            n_weights = (width + 1) * block.units
+            width = block.units
+        layers.append(LayerShape(f"{where}[{number}] ({block.kind})", (width,), n_weights))
+    return layers
+
+
+def _width(layers: Sequence[LayerShape], before: int) -> int:
+    return layers[-1].shape[-1] if layers else before
+
+
+def _output(name: str, width: int, n_classes: int) -> LayerShape:
+    return LayerShape(name, (n_classes,), (width + 1) * n_classes)
+
+
+def _enough(shape: Shape, size: int, where: str, advice: str) -> None:
+    if min(shape[:2]) < size:
+        raise ModelError(
+            f"{where} needs a feature map of at least {size}x{size} pixels, got "
+            f"{_shown(shape)}. Take larger pictures, fewer blocks before it, a smaller size "
+            f"{advice}."
+        )
+
+
+def _shown(shape: Shape) -> str:
+    return "x".join(str(edge) for edge in shape)

@@ -1,0 +1,1 @@
+"""What people see: live view, tables, pictures. Reads; changes nothing."""

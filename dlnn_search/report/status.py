@@ -1,0 +1,194 @@
+"""A study at one moment: its workers, its budget, its best trial. Reads the database only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.schema import curves, now, slots, workers
+
+#: A worker that was silent for longer is shown no more; what it held is claimed by its lease.
+SILENT_SECONDS = 150.0
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One worker; `share` is the part of the running epoch that is done."""
+
+    name: str
+    host: str
+    pid: int
+    state: str
+    silent_seconds: float
+    trial_number: int | None
+    epoch: int | None
+    epochs: int | None
+    share: float | None
+    value: float | None
+    images_per_second: float | None
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """One trial, settled or under way."""
+
+    number: int
+    slot_id: int
+    outcome: str
+    """complete, pruned, failed, running, or interrupted (it goes on at the next start)."""
+    value: float | None
+    best_epoch: int | None
+    epochs_done: int
+    seconds: float
+    reason: str | None
+    config: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """A study's workers and budget."""
+
+    name: str
+    metric: str
+    direction: str
+    budget: int
+    counts: dict[str, int]
+    """Slots by outcome or state: complete, pruned, failed, held, open."""
+    workers: Sequence[WorkerStatus]
+    best: TrialStatus | None
+    mean_trial_seconds: float | None
+
+    @property
+    def n_done(self) -> int:
+        return sum(self.counts.get(key, 0) for key in ("complete", "pruned", "failed"))
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """An estimate from the trials so far; None before the first is done."""
+        active = sum(worker.state == "training" for worker in self.workers)
+        if self.mean_trial_seconds is None or not active:
+            return None
+        under_way = sum(_share_done(worker) for worker in self.workers)
+        left = self.budget - self.n_done - under_way
+        return max(0.0, left) * self.mean_trial_seconds / active
+
+
+def _share_done(worker: WorkerStatus) -> float:
+    if worker.state != "training" or not worker.epochs:
+        return 0.0
+    return min(1.0, (worker.epoch or 0) / worker.epochs)
+
+
+def study_status(database: Database, study: StoredStudy) -> StudyStatus:
+    """Return the study as it stands now."""
+    with database.transaction() as connection:
+        rows = connection.execute(
+            sa.select(
+                sa.func.coalesce(slots.c.outcome, slots.c.state).label("key"),
+                sa.func.count().label("n"),
+            )
+            .where(slots.c.study_id == study.id)
+            .group_by("key")
+        ).all()
+        present = connection.execute(
+            sa.select(workers, (now() - workers.c.seen_at).label("silent_seconds"))
+            .where(workers.c.study_id == study.id, workers.c.state != "stopped")
+            .where(workers.c.seen_at > now() - SILENT_SECONDS)
+            .order_by(workers.c.host, workers.c.id)
+        ).all()
+        seconds = connection.scalar(
+            sa.select(sa.func.sum(curves.c.seconds))
+            .join(slots, slots.c.id == curves.c.slot_id)
+            .where(slots.c.study_id == study.id, slots.c.state == "done")
+        )
+    counts = {row.key: row.n for row in rows}
+    n_done = sum(counts.get(key, 0) for key in ("complete", "pruned", "failed"))
+    best = best_trials(database, study, 1)
+    return StudyStatus(
+        name=study.name,
+        metric=study.metric,
+        direction=study.direction,
+        budget=sum(counts.values()),
+        counts=counts,
+        workers=[
+            WorkerStatus(
+                name=row.id,
+                host=row.host,
+                pid=row.pid,
+                state=row.state,
+                silent_seconds=row.silent_seconds,
+                trial_number=row.trial_number,
+                epoch=row.epoch,
+                epochs=row.epochs,
+                share=row.share,
+                value=row.value,
+                images_per_second=row.images_per_second,
+            )
+            for row in present
+        ],
+        best=best[0] if best else None,
+        mean_trial_seconds=seconds / n_done if seconds and n_done else None,
+    )
+
+
+def best_trials(database: Database, study: StoredStudy, n: int) -> list[TrialStatus]:
+    """Return the n best complete trials, best first; ties go to the older one."""
+    value = slots.c.value.asc() if study.direction == "minimize" else slots.c.value.desc()
+    return _trials(
+        database,
+        sa.and_(slots.c.study_id == study.id, slots.c.outcome == "complete"),
+        [value, slots.c.trial_number],
+        n,
+    )
+
+
+def all_trials(database: Database, study: StoredStudy) -> list[TrialStatus]:
+    """Return every trial that was begun, by number."""
+    begun = sa.and_(slots.c.study_id == study.id, slots.c.trial_number.is_not(None))
+    return _trials(database, begun, [slots.c.trial_number], None)
+
+
+def _trials(
+    database: Database,
+    where: sa.ColumnElement[bool],
+    order: Sequence[Any],
+    limit: int | None,
+) -> list[TrialStatus]:
+    spent = (
+        sa.select(
+            curves.c.slot_id,
+            sa.func.count().label("epochs_done"),
+            sa.func.sum(curves.c.seconds).label("seconds"),
+        )
+        .group_by(curves.c.slot_id)
+        .subquery()
+    )
+    query = (
+        sa.select(slots, spent.c.epochs_done, spent.c.seconds)
+        .outerjoin(spent, spent.c.slot_id == slots.c.id)
+        .where(where)
+        .order_by(*order)
+        .limit(limit)
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(query).all()
+    unsettled = {"held": "running", "open": "interrupted"}
+    return [
+        TrialStatus(
+            number=row.trial_number,
+            slot_id=row.id,
+            outcome=row.outcome or unsettled[row.state],
+            value=row.value,
+            best_epoch=row.best_epoch,
+            epochs_done=row.epochs_done or 0,
+            seconds=row.seconds or 0.0,
+            reason=row.reason,
+            config=row.config,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,204 @@
+"""Tables of studies, trials and openings, as the command line prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from dlnn_search.errors import StorageError
+from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
+from dlnn_search.report.words import duration, metric_name, metric_value
+from dlnn_search.storage.curves import Point
+from dlnn_search.storage.database import open_database
+from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.ledger import Opening
+from dlnn_search.study import Study
+
+STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+#: Longest reason in a table; the whole one stands in the trial's note.
+REASON_CHARACTERS = 160
+
+
+def study_rows(studies: Sequence[Study], url: str) -> list[tuple[str, ...]]:
+    """Return a row a study, with what this database knows of it and of its quick version."""
+    searched = _searched(url)
+    rows: list[tuple[str, ...]] = []
+    for study in studies:
+        quick = "" if study.quick is None else f" ({study.quick.trials})"
+        known = [searched[name] for name in (study.name, f"{study.name}-quick") if name in searched]
+        rows.append(
+            (
+                study.name,
+                study.summary,
+                metric_name(study.metric),
+                f"{study.trials}{quick}",
+                "; ".join(known) or "-",
+            )
+        )
+    return rows
+
+
+def _searched(url: str) -> dict[str, str]:
+    try:
+        database = open_database(url, create=False)
+    except StorageError:  # no database yet: nothing was searched
+        return {}
+    try:
+        return {
+            study.name: _searched_words(study_status(database, study))
+            for study in all_studies(database)
+        }
+    finally:
+        database.close()
+
+
+def _searched_words(status: StudyStatus) -> str:
+    quick = "quick: " if status.name.endswith("-quick") else ""
+    best = ""
+    if status.best is not None and status.best.value is not None:
+        best = f", best {metric_value(status.metric, status.best.value)}"
+    return f"{quick}{status.n_done}/{status.budget} trials{best}"
+
+
+def print_trials(
+    console: Console,
+    trials: Sequence[TrialStatus],
+    params: Mapping[int, Mapping[str, Any]],
+    study: StoredStudy,
+) -> None:
+    """Print two lines a trial: what came of it, and its parameters."""
+    head = f"{'trial':>5}  {'outcome':<11}  {metric_name(study.metric)}"
+    console.print(f"{head}, best epoch, time", style="bold")
+    for trial in trials:
+        value = "-" if trial.value is None else metric_value(study.metric, trial.value)
+        at = f"{trial.epochs_done} epochs"
+        if trial.best_epoch is not None:
+            at = f"epoch {trial.best_epoch} of {trial.epochs_done}"
+        line = Text(f"{trial.number:>5}  ")
+        line.append(f"{trial.outcome:<11}", style=STYLES.get(trial.outcome, ""))
+        line.append(f"  {value}, {at}, {duration(trial.seconds)}")
+        console.print(line)
+        if trial.reason:
+            _indented(console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red")
+        _indented(console, params_words(params.get(trial.number, {})), "dim")
+
+
+def _indented(console: Console, text: str, style: str) -> None:
+    if text:
+        console.print(Padding(Text(text, style=style), (0, 0, 0, 7)))
+
+
+def params_words(params: Mapping[str, Any]) -> str:
+    """Return `name=value` of each parameter, numbers to four digits."""
+    return " ".join(f"{name}={_short(value)}" for name, value in params.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_best(
+    console: Console,
+    study: StoredStudy,
+    trial: TrialStatus,
+    params: Mapping[int, Mapping[str, Any]],
+    points: Sequence[Point],
+) -> None:
+    """Print the best trial: value, parameters, metrics by epoch."""
+    assert trial.value is not None  # complete trials have one
+    console.print(
+        f"{study.name}: trial {trial.number}, "
+        f"{metric_name(study.metric)} {metric_value(study.metric, trial.value)} on validation, "
+        f"epoch {trial.best_epoch} of {trial.epochs_done}, {duration(trial.seconds)}\n",
+        style="bold",
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in params.get(trial.number, {}).items():
+        table.add_row(name, _short(value))
+    console.print(table)
+    best = next((point for point in points if point.epoch == trial.best_epoch), None)
+    if best is not None:
+        console.print(
+            "\nAt that epoch: "
+            + ", ".join(
+                f"{metric_name(name)} {metric_value(name, value)}"
+                for name, value in sorted(best.metrics.items())
+            )
+        )
+    console.print(f"\nExport it: dlnn-search export {study.name} -o best.json")
+
+
+def print_end(console: Console, status: StudyStatus, again: str, storage: str) -> None:
+    """Print what a search came to, and the commands to go on with."""
+    console.print()
+    if status.n_done < status.budget:
+        _say(
+            console,
+            f"Stopped after {status.n_done} of {status.budget} trials; what was begun is kept. "
+            f"Go on with:\n  {again}{storage}",
+        )
+    else:
+        _say(
+            console,
+            f"All {status.budget} trials of {status.name} are done: "
+            + ", ".join(
+                f"{status.counts.get(key, 0)} {key}" for key in ("complete", "pruned", "failed")
+            )
+            + f". More: {again} --trials {2 * status.budget}{storage}",
+        )
+    if status.best is None or status.best.value is None:
+        if status.n_done:
+            _say(console, f"No trial came to its end. See why: dlnn-search trials {status.name}")
+        return
+    _say(
+        console,
+        f"Best: trial {status.best.number}, {metric_name(status.metric)} "
+        f"{metric_value(status.metric, status.best.value)} on validation, "
+        f"epoch {status.best.best_epoch} of {status.best.epochs_done}",
+        style="bold green",
+    )
+    _say(
+        console,
+        "Next:\n"
+        f"  dlnn-search trials {status.name}{storage}\n"
+        f"  dlnn-search dashboard{storage}\n"
+        f"  dlnn-search export {status.name} -o best.json{storage}\n"
+        f"  dlnn-search evaluate best.json{storage}",
+    )
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: commands must not be broken at column 80."""
+    console.print(text, style=style, soft_wrap=True, markup=False)
+
+
+def ledger_table(openings: Iterable[Opening]) -> Table:
+    """Return a table with one row for each time that a test split was opened."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("opened", "data", "config", "from", "seed", "by", "measured"):
+        table.add_column(name, no_wrap=name in ("data", "config"))
+    for opening in openings:
+        origin = "-" if opening.study is None else f"{opening.study} trial {opening.trial}"
+        table.add_row(
+            datetime.fromtimestamp(opening.opened_at).strftime("%Y-%m-%d %H:%M"),
+            opening.data,
+            opening.fingerprint,
+            origin,
+            str(opening.seed),
+            f"{opening.user}@{opening.host}",
+            metrics_words(opening.metrics) if opening.metrics else "not completed",
+        )
+    return table
+
+
+def metrics_words(metrics: Mapping[str, float]) -> str:
+    """Return `name value` of each metric."""
+    return ", ".join(
+        f"{metric_name(name)} {metric_value(name, value)}" for name, value in metrics.items()
+    )

@@ -1,0 +1,1 @@
+"""The search: how trials are suggested, trained, judged and told."""

@@ -1,0 +1,129 @@
+"""Optuna's side of a study: its sampler and pruner, its trials, and what they are told."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from datetime import datetime
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from dlnn_search.config import Config
+from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.slots import Outcome, Slot
+from dlnn_search.study import Halving, RandomSearch, Sampler, Study
+
+#: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
+#: killed between the two rows leaves no trial without an owner.
+SLOT_ATTRIBUTE = "slot"
+
+STATES: dict[Outcome, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+def make_sampler(sampler: Sampler, study_name: str, slot_number: int) -> BaseSampler:
+    """Return the sampler for one slot, seeded by study and slot.
+
+    The same seed on two workers would suggest the same trials to both; a seed a slot suggests
+    the same trial whichever worker draws it.
+    """
+    digest = hashlib.sha256(f"{study_name}:{slot_number}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    if isinstance(sampler, RandomSearch):
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=sampler.n_startup_trials)
+
+
+def make_pruner(pruner: Halving | None) -> optuna.pruners.BasePruner:
+    """Return Optuna's pruner for a study's description of one."""
+    if pruner is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=pruner.first_rung, reduction_factor=pruner.factor
+    )
+
+
+def open_optuna_study(study: Study, database: Database) -> optuna.Study:
+    """Return Optuna's study of this name, made where it is missing."""
+    with storage_errors(database.url):
+        return optuna.create_study(
+            study_name=study.name,
+            storage=database.optuna,
+            direction=study.direction,
+            pruner=make_pruner(study.pruner),
+            load_if_exists=True,
+        )
+
+
+def example_config(study: Study) -> Config:
+    """Return some config of a study's space, drawn beside the database.
+
+    Raises:
+        StudyError: If the space fails or makes an invalid config.
+    """
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    return study.config(optuna.create_study(sampler=sampler).ask())
+
+
+def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.Trial:
+    """Return the slot's trial: the one it has, one that waits, or a new one."""
+    optuna_study.sampler = make_sampler(study.sampler, study.name, slot.number)
+    trial_id = slot.trial_id
+    if trial_id is None and slot.fence > 1:
+        trial_id = _orphan_of(optuna_study, slot)
+    if trial_id is None:
+        trial_id = _waiting(optuna_study, slot)
+    if trial_id is None:
+        trial_id = optuna_study._storage.create_new_trial(
+            optuna_study._study_id, template_trial=_template(slot)
+        )
+    return optuna.Trial(optuna_study, trial_id)
+
+
+def tell(optuna_study: optuna.Study, trial_id: int, outcome: Outcome, value: float | None) -> None:
+    """Finish a trial in Optuna; harmless where it is finished already."""
+    trial = optuna_study._storage.get_trial(trial_id)
+    optuna_study.tell(
+        trial.number,
+        value if outcome == "complete" else None,
+        STATES[outcome],
+        skip_if_finished=True,
+    )
+
+
+def report(trial: optuna.Trial, value: float, epoch: int) -> None:
+    """Report an epoch's metric, once: a resumed trial may come by the same epoch again."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is already reported.*")
+        trial.report(value, step=epoch)
+
+
+def _template(slot: Slot) -> FrozenTrial:
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING, user_attrs={SLOT_ATTRIBUTE: slot.number}
+    )
+    template.datetime_start = datetime.now()
+    return template
+
+
+def _orphan_of(optuna_study: optuna.Study, slot: Slot) -> int | None:
+    """Find the trial that an earlier holder made before it vanished."""
+    for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get(SLOT_ATTRIBUTE) == slot.number:
+            return trial._trial_id
+    return None
+
+
+def _waiting(optuna_study: optuna.Study, slot: Slot) -> int | None:
+    """Take a trial that somebody enqueued, for example in the dashboard."""
+    storage = optuna_study._storage
+    for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+            storage.set_trial_user_attr(trial._trial_id, SLOT_ATTRIBUTE, slot.number)
+            return trial._trial_id
+    return None

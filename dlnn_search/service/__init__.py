@@ -1,0 +1,1 @@
+"""The use cases, and the processes that carry them out."""

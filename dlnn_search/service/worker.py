@@ -1,0 +1,166 @@
+"""A worker: claims slots of one study and trains them until the budget is used up."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import optuna
+
+from dlnn_search.errors import DlnnSearchError, StudyError
+from dlnn_search.search.objective import Objective, Verdict, remove_checkpoints
+from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.service.note import write_note
+from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.definitions import register
+from dlnn_search.storage.presence import Presence
+from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
+from dlnn_search.study import Study
+
+#: Between two looks for a slot that its holder may lose.
+WAIT_SECONDS = 2.0
+#: That many failures in a row by a bug, and the study is taken to be broken.
+MAX_BUGS_IN_A_ROW = 3
+
+EXIT_DONE = 0
+#: Interrupted by a signal: slots released, checkpoints kept. 128 + SIGINT, as shells have it.
+EXIT_INTERRUPTED = 130
+
+log = logging.getLogger(__name__)
+
+
+class Interruption:
+    """The first signal lets the epoch end; the second one ends the worker now."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        previous = {
+            number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+def run_worker(
+    study: Study,
+    database: Database,
+    *,
+    name: str | None = None,
+    threads: int | None = None,
+) -> int:
+    """Train trials until none is left, and return the exit code.
+
+    Raises:
+        StudyError: If the study differs from the stored one, or fails again and again.
+        StorageError, DataError: If the database, the disk or the data fails; what was begun
+            goes on from its checkpoint at the next start.
+    """
+    stored = register(database, study.name, study.definition())
+    slots = Slots(database, stored.id)
+    presence = Presence(database, stored.id, name)
+    optuna_study = open_optuna_study(study, database)
+    interrupted = Interruption()
+    objective = Objective(
+        study, database, slots, presence, threads=threads, interrupted=interrupted
+    )
+    slot: Slot | None = None
+    n_bugs = 0
+    try:
+        with interrupted.listening(), storage_errors(database.url):
+            while not interrupted():
+                _tell_what_is_untold(optuna_study, slots)
+                slot = slots.claim(presence.worker)
+                if slot is None:
+                    if slots.all_done():
+                        return EXIT_DONE
+                    presence.show(state="waiting", trial_number=None, epoch=None)
+                    _wait(interrupted)
+                    continue
+                try:
+                    verdict = _run_slot(slot, slots, optuna_study, study, objective, database)
+                except LostLeaseError as lost:
+                    log.warning("%s This worker's result is dropped.", lost)
+                    slot = None
+                    continue
+                slot = None
+                n_bugs = n_bugs + 1 if verdict.bug else 0
+                if verdict.bug:
+                    log.error("%s", verdict.bug)
+                if n_bugs == MAX_BUGS_IN_A_ROW:
+                    raise StudyError(
+                        f"{n_bugs} trials in a row failed, the last with: {verdict.reason} "
+                        "Mend the study, then start it again."
+                    )
+            return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    finally:
+        # The disk or the server may be what failed: the lease then ends by itself.
+        with suppress(DlnnSearchError):
+            if slot is not None:
+                slots.release(slot)
+            presence.show(state="stopped", trial_number=None)
+
+
+def _run_slot(
+    slot: Slot,
+    slots: Slots,
+    optuna_study: optuna.Study,
+    study: Study,
+    objective: Objective,
+    database: Database,
+) -> Verdict:
+    trial = begin_trial(optuna_study, study, slot)
+    slots.begin(slot, trial._trial_id, trial.number)
+    if slot.losses >= MAX_LOSSES:
+        verdict = Verdict(
+            "failed", reason=f"Lost {slot.losses} times: its workers were killed or hung."
+        )
+    else:
+        verdict = objective(trial, slot)
+    if verdict.outcome is None:
+        slots.release(slot)
+        return verdict
+    slots.settle(
+        slot,
+        verdict.outcome,
+        value=verdict.value,
+        best_epoch=verdict.best_epoch,
+        reason=verdict.reason,
+    )
+    write_note(trial, slot, verdict, database)
+    tell(optuna_study, trial._trial_id, verdict.outcome, verdict.value)
+    slots.mark_told(slot.id)
+    remove_checkpoints(database, study.name, slot.number)
+    return verdict
+
+
+def _tell_what_is_untold(optuna_study: optuna.Study, slots: Slots) -> None:
+    """Finish the trials whose worker settled its slot and vanished right after."""
+    for settled in slots.untold():
+        tell(optuna_study, settled.trial_id, settled.outcome, settled.value)
+        slots.mark_told(settled.slot_id)
+
+
+def _wait(interrupted: Callable[[], bool]) -> None:
+    ends = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < ends and not interrupted():
+        time.sleep(0.1)

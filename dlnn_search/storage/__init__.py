@@ -1,0 +1,1 @@
+"""The database: Optuna's trials, and beside them the budget, curves, workers and ledger."""

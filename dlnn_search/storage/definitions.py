@@ -1,0 +1,111 @@
+"""Which studies the database knows, and what each was when its first trial was made."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from dlnn_search.errors import StudyError, UsageError, did_you_mean
+from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.schema import now
+from dlnn_search.storage.schema import studies as table
+
+#: Changed lines shown of an edited study; the rest is counted.
+MAX_DIFFERENCES = 12
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study as the database knows it.
+
+    Attributes:
+        definition: `settings` (plain values) and `code` (normalised source), as
+            `dlnn_search.study.Study.definition` makes them.
+    """
+
+    id: int
+    name: str
+    definition: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return str(self.definition["settings"]["metric"])
+
+    @property
+    def direction(self) -> str:
+        return str(self.definition["settings"]["direction"])
+
+
+def register(database: Database, name: str, definition: dict[str, Any]) -> StoredStudy:
+    """Store a study at its first start; later, check that it is still the same one.
+
+    Raises:
+        StudyError: If the study was edited since its first trial, with the lines that differ.
+    """
+    # An IntegrityError says that it is stored already, perhaps a moment ago by another worker.
+    with (
+        storage_errors(database.url),
+        suppress(sa.exc.IntegrityError),
+        database.engine.begin() as connection,
+    ):
+        connection.execute(
+            table.insert().values(name=name, definition=definition, created_at=now())
+        )
+    stored = find(database, name)
+    differences = _differences(stored.definition, definition)
+    if differences:
+        raise StudyError(
+            f"The study '{name}' was edited after its first trial; trials of two definitions "
+            "would not be comparable. What differs ('-' as stored, '+' as it is now):\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nUndo the edit, or give the study another name (copy the file), "
+            "or start it in another database with --storage."
+        )
+    return stored
+
+
+def find(database: Database, name: str) -> StoredStudy:
+    """Return a stored study.
+
+    Raises:
+        UsageError: If the database has none of that name.
+    """
+    known = all_studies(database)
+    for study in known:
+        if study.name == name:
+            return study
+    raise UsageError(
+        f"The database {database.shown} has no study '{name}'."
+        + did_you_mean(name, [study.name for study in known])
+        + f" Begin it with 'dlnn-search start {name}'."
+    )
+
+
+def all_studies(database: Database) -> Sequence[StoredStudy]:
+    """Return every stored study, oldest first."""
+    with database.transaction() as connection:
+        rows = connection.execute(sa.select(table).order_by(table.c.id)).all()
+    return [StoredStudy(row.id, row.name, row.definition) for row in rows]
+
+
+def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    def as_lines(definition: dict[str, Any]) -> list[str]:
+        settings = definition["settings"]
+        return [f"{key} = {settings[key]}" for key in sorted(settings)] + str(
+            definition["code"]
+        ).splitlines()
+
+    changed = [
+        line
+        for line in difflib.unified_diff(as_lines(stored), as_lines(current), n=0, lineterm="")
+        if not line.startswith(("---", "+++", "@@"))
+    ]
+    if len(changed) > MAX_DIFFERENCES:
+        more = len(changed) - MAX_DIFFERENCES
+        changed = [*changed[:MAX_DIFFERENCES], f"... and {more} more lines"]
+    return changed

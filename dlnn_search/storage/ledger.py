@@ -1,0 +1,97 @@
+"""The ledger: the record of every time that a test split was opened."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from dlnn_search.config import Config
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.schema import ledger as table
+from dlnn_search.storage.schema import now
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One time that a test split was opened. Times are seconds since 1970.
+
+    Attributes:
+        metrics: What was measured; None where the evaluation did not come to its end.
+    """
+
+    id: int
+    opened_at: float
+    data: str
+    fingerprint: str
+    study: str | None
+    trial: int | None
+    seed: int
+    user: str
+    host: str
+    metrics: Mapping[str, float] | None
+
+
+class LedgerEntry:
+    """An entry for one config: `record` writes it, which alone opens the test split."""
+
+    def __init__(self, database: Database, config: Config) -> None:
+        self._database = database
+        self._config = config
+        self._id: int | None = None
+
+    def record(self) -> None:
+        """Write the entry and commit it, before a single test image is read."""
+        origin = self._config.origin
+        with self._database.transaction() as connection:
+            self._id = connection.execute(
+                table.insert()
+                .values(
+                    opened_at=now(),
+                    data=self._config.data.name,
+                    fingerprint=self._config.fingerprint(),
+                    config=self._config.model_dump(mode="json"),
+                    study=origin.study if origin else None,
+                    trial=origin.trial if origin else None,
+                    seed=self._config.training.seed,
+                    user=_user(),
+                    host=socket.gethostname(),
+                )
+                .returning(table.c.id)
+            ).scalar_one()
+
+    def complete(self, metrics: Mapping[str, float]) -> None:
+        """Add what was measured.
+
+        Raises:
+            RuntimeError: If the entry was not recorded first.
+        """
+        if self._id is None:
+            raise RuntimeError("Expected a recorded entry: call record() first.")
+        with self._database.transaction() as connection:
+            connection.execute(
+                table.update()
+                .where(table.c.id == self._id)
+                .values(metrics=dict(metrics), closed_at=now())
+            )
+
+
+def openings(database: Database, fingerprint: str | None = None) -> Sequence[Opening]:
+    """Return every recorded opening, oldest first, or those of one config."""
+    query = sa.select(table).order_by(table.c.id)
+    if fingerprint is not None:
+        query = query.where(table.c.fingerprint == fingerprint)
+    with database.transaction() as connection:
+        rows = connection.execute(query).mappings().all()
+    names = Opening.__dataclass_fields__
+    return [Opening(**{name: row[name] for name in names}) for row in rows]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"

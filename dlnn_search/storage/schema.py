@@ -1,0 +1,129 @@
+"""Our tables, which stand beside Optuna's in the same database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+schema = Table(
+    "dlnn_schema",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("program", String(64), nullable=False),
+)
+
+studies = Table(
+    "dlnn_studies",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(128), nullable=False, unique=True),
+    Column("definition", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+#: A slot's `fence` grows with every claim; who writes with an old one writes nothing.
+slots = Table(
+    "dlnn_slots",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(8), nullable=False),  # open, held, done
+    Column("fence", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("worker", String(128)),
+    Column("lease_ends_at", Float),
+    Column("trial_id", Integer),
+    Column("trial_number", Integer),
+    Column("config", JSON),
+    Column("outcome", String(16)),  # complete, pruned, failed
+    Column("value", Float),
+    Column("best_epoch", Integer),
+    Column("reason", Text),
+    Column("told", Integer, nullable=False),  # 1 when Optuna's trial has the outcome
+    UniqueConstraint("study_id", "number"),
+    Index("dlnn_slots_claim", "study_id", "state", "number"),
+)
+
+curves = Table(
+    "dlnn_curves",
+    metadata,
+    Column("slot_id", ForeignKey("dlnn_slots.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("metrics", JSON, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("images_per_second", Float, nullable=False),
+)
+
+workers = Table(
+    "dlnn_workers",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("state", String(16), nullable=False),  # starting, training, waiting, stopped
+    Column("seen_at", Float, nullable=False),
+    Column("trial_number", Integer),
+    Column("epoch", Integer),
+    Column("epochs", Integer),
+    Column("share", Float),
+    Column("value", Float),
+    Column("images_per_second", Float),
+    Index("dlnn_workers_study", "study_id", "seen_at"),
+)
+
+#: Every time a test split was opened; rows are added, completed, and never taken away.
+ledger = Table(
+    "dlnn_ledger",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("opened_at", Float, nullable=False),
+    Column("closed_at", Float),
+    Column("data", String(64), nullable=False),
+    Column("fingerprint", String(32), nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("study", String(128)),
+    Column("trial", Integer),
+    Column("seed", Integer, nullable=False),
+    Column("user", String(128), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("metrics", JSON),
+)
+
+
+class now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
+    """Seconds since 1970 by the database's clock: workers' clocks may differ."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: SQLCompiler, **kw: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: now, compiler: SQLCompiler, **kw: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"

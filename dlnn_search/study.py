@@ -1,0 +1,222 @@
+"""A study: data, search space, what to optimise, how to search, and the budget."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import optuna
+from pydantic import ValidationError
+
+from dlnn_search.config import Config, Data, explain, study_defaults
+from dlnn_search.errors import DlnnSearchError, StudyError
+from dlnn_search.metrics import DIRECTIONS
+
+Space = Callable[[optuna.Trial], Config]
+
+#: A name is a folder's name and a part of a URL, too.
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Tpe:
+    """Tree-structured Parzen estimator, Optuna's default.
+
+    Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011.
+    """
+
+    n_startup_trials: int = 10
+
+
+@dataclass(frozen=True)
+class RandomSearch:
+    """Each parameter drawn at random on its own scale."""
+
+
+Sampler = Tpe | RandomSearch
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving: at each rung the best 1/`factor` of the trials go on.
+
+    Attributes:
+        first_rung: Epoch of the first judgement. Not before training has left chance: a clock
+            network sits there for several epochs whatever becomes of it later.
+        factor: Each rung's epoch is that many times the one before.
+
+    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
+    """
+
+    first_rung: int
+    factor: int = 3
+
+
+@dataclass(frozen=True)
+class Quick:
+    """What a study changes for `--quick`: the same job within minutes on two cores."""
+
+    trials: int
+    epochs: int | None = None
+    data: Data | None = None
+    space: Space | None = None
+    pruner: Halving | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """One search.
+
+    Attributes:
+        space: Makes a config from a trial's suggestions; never builds a layer.
+        data: What the space's configs use that name no data themselves.
+        epochs: What the space's configs train for that name no epochs themselves.
+        minimize: A metric of the validation split; or `maximize`, exactly one of both.
+        trials: The budget, unless `--trials` says otherwise.
+        quick: The small version, which is a study of its own in the database.
+        name: The file's name, given by `dlnn_search.study_files.load_study`.
+        source: The text of its file.
+
+    Raises:
+        StudyError: If the parts do not fit.
+    """
+
+    space: Space
+    data: Data | None = None
+    epochs: int | None = None
+    minimize: str | None = None
+    maximize: str | None = None
+    sampler: Sampler = field(default_factory=Tpe)
+    pruner: Halving | None = None
+    trials: int = 50
+    quick: Quick | None = None
+    name: str = ""
+    summary: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.minimize is None) == (self.maximize is None):
+            raise StudyError("A study needs exactly one of minimize='...' and maximize='...'.")
+        if self.metric not in DIRECTIONS:
+            raise StudyError(
+                f"Unknown metric '{self.metric}'. Expected one of: {', '.join(DIRECTIONS)}."
+            )
+        if DIRECTIONS[self.metric] != self.direction:
+            raise StudyError(
+                f"Expected '{self.metric}' to be {DIRECTIONS[self.metric]}d, "
+                f"got {self.direction}='{self.metric}'."
+            )
+        if self.trials < 1:
+            raise StudyError(f"Expected a budget of at least 1 trial, got trials={self.trials}.")
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that the search optimises."""
+        return self.minimize or self.maximize or ""
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """`minimize` or `maximize`, as Optuna says it."""
+        return "minimize" if self.minimize is not None else "maximize"
+
+    def quick_version(self) -> Study:
+        """Return the small version, named `…-quick`.
+
+        Raises:
+            StudyError: If the study has none.
+        """
+        if self.quick is None:
+            raise StudyError(
+                f"The study '{self.name}' has no quick version. "
+                "Start it without --quick, or give it Study(..., quick=Quick(...))."
+            )
+        quick = self.quick
+        return dataclasses.replace(
+            self,
+            space=quick.space or self.space,
+            data=quick.data or self.data,
+            epochs=quick.epochs or self.epochs,
+            pruner=quick.pruner,
+            trials=quick.trials,
+            quick=None,
+            name=f"{self.name}-quick",
+        )
+
+    def config(self, trial: optuna.Trial) -> Config:
+        """Return the config that the space makes of a trial.
+
+        Raises:
+            StudyError: If the space fails, or returns something else or an invalid config.
+        """
+        try:
+            with study_defaults(self.data, self.epochs):
+                config = self.space(trial)
+        except ValidationError as error:
+            raise StudyError(
+                f"The space of '{self.name}' made an invalid config:\n{explain(error)}"
+            ) from error
+        except (DlnnSearchError, optuna.TrialPruned):
+            raise
+        except Exception as error:
+            raise StudyError(
+                f"The space of '{self.name}' failed: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(config, Config):
+            raise StudyError(
+                f"Expected the space of '{self.name}' to return a Config, "
+                f"got {type(config).__name__}."
+            )
+        if config.training.monitor is not None:
+            return config
+        training = config.training.model_copy(update={"monitor": self.metric})
+        return config.model_copy(update={"training": training})
+
+    def definition(self) -> dict[str, Any]:
+        """Return what makes trials comparable: the settings and the code, without comments.
+
+        The budget is left out (it may grow), and so are docstrings and layout.
+        """
+        settings = {
+            "metric": self.metric,
+            "direction": self.direction,
+            "data": None if self.data is None else self.data.model_dump(mode="json"),
+            "epochs": self.epochs,
+            "sampler": repr(self.sampler),
+            "pruner": repr(self.pruner),
+        }
+        return {"settings": settings, "code": _normalised(self.source)}
+
+
+def _normalised(source: str) -> str:
+    """Return the code without comments, docstrings, and the `study = …` statement.
+
+    What that statement says is in the settings, in the version (quick or not) that counts.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    tree.body = [node for node in tree.body if not _assigns_study(node)]
+    return ast.unparse(tree)
+
+
+def _assigns_study(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and any(
+        isinstance(target, ast.Name) and target.id == "study" for target in node.targets
+    )
+
+
+def is_better(value: float, than: float | None, direction: str) -> bool:
+    """Whether `value` beats `than` (None: nothing to beat); NaN never does."""
+    if math.isnan(value):
+        return False
+    if than is None:
+        return True
+    return value < than if direction == "minimize" else value > than

@@ -1,0 +1,122 @@
+"""Find studies: those that come with the product, and a user's own files."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlnn_search.errors import DlnnSearchError, StudyError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from dlnn_search.study import Study
+
+#: A study is a page of Python; a file far larger is something else.
+MAX_STUDY_BYTES = 1_000_000
+
+
+def studies_folder() -> Path:
+    """Return the folder of the built-in studies: in the wheel, or in the checkout."""
+    installed = Path(__file__).parent / "_studies"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "studies"
+
+
+def built_in_studies() -> dict[str, Path]:
+    """Return the built-in studies' files by name, sorted."""
+    return {
+        path.stem.replace("_", "-"): path
+        for path in sorted(studies_folder().glob("*.py"))
+        if not path.stem.startswith("_")
+    }
+
+
+def load_study(name_or_file: str, *, quick: bool = False) -> Study:
+    """Return a study by its name, or from a file that ends in `.py`.
+
+    A name that ends in `-quick` means the quick version of the study before it.
+
+    Raises:
+        UsageError: If there is no such study or file.
+        StudyError: If the file cannot be read or makes no study.
+    """
+    known = built_in_studies()
+    if name_or_file.endswith(".py"):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise UsageError(f"There is no study file '{name_or_file}'.")
+    else:
+        name = name_or_file
+        if name not in known and name.endswith("-quick"):
+            name, quick = name.removesuffix("-quick"), True
+        if name not in known:
+            raise UsageError(
+                f"Unknown study '{name_or_file}'."
+                + did_you_mean(name_or_file, known)
+                + " 'dlnn-search studies' lists them; a file of your own ends in '.py'."
+            )
+        path = known[name]
+    study = _load_file(path)
+    return study.quick_version() if quick else study
+
+
+def _load_file(path: Path) -> Study:
+    from dlnn_search.study import NAME_PATTERN, Study
+
+    name = path.stem.replace("_", "-").lower()
+    if not NAME_PATTERN.fullmatch(name):
+        raise StudyError(
+            f"Expected a study file named with letters, digits, '-' and '_' (it names the study), "
+            f"got '{path.name}'."
+        )
+    source = _read(path)
+    module_name = f"dlnn_search_study_{path.stem}"
+    spec = importlib.util.spec_from_loader(module_name, loader=None, origin=str(path))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path.resolve())
+    sys.modules[module_name] = module
+    try:
+        # Compiled from the very text that the definition is made of.
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except DlnnSearchError as error:
+        raise StudyError(f"The study file '{path}' is not valid: {error}") from error
+    except Exception as error:
+        raise StudyError(
+            f"The study file '{path}' cannot be run: {_where(error, path)}"
+            f"{type(error).__name__}: {error}"
+        ) from error
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        came = "no such name" if study is None else type(study).__name__
+        raise StudyError(f"Expected '{path}' to hold `study = Study(...)`, got {came}.")
+    summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].replace("\n", " ")
+    return dataclasses.replace(study, name=name, summary=summary, source=source)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_STUDY_BYTES:
+            raise StudyError(f"'{path}' is too large for a study: over {MAX_STUDY_BYTES:,} bytes.")
+        source = path.read_text(encoding="utf-8")
+        ast.parse(source, filename=str(path))
+    except SyntaxError as error:
+        raise StudyError(
+            f"The study file '{path}' is no valid Python: line {error.lineno}: {error.msg}."
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or null bytes
+        raise StudyError(f"The study file '{path}' cannot be read: {error}") from error
+    return source
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """Return `line N: ` for the study file's innermost line on the way to the error."""
+    line = None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return "" if line is None else f"line {line}: "

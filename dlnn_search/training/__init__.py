@@ -1,0 +1,1 @@
+"""Training one config: fast, resumable, and knowing nothing of a search."""

@@ -1,0 +1,36 @@
+"""TensorFlow's process-wide settings: threads and determinism."""
+
+from __future__ import annotations
+
+import logging
+
+import tensorflow as tf
+
+_log = logging.getLogger(__name__)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let TensorFlow use this many threads, if its runtime has not started yet.
+
+    TensorFlow fixes its thread pools at the first operation of a process; after that a call
+    changes nothing and says so in the log.
+    """
+    if threads is None:
+        return
+    if tf.config.threading.get_intra_op_parallelism_threads() == threads:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        _log.info("TensorFlow runs already: its threads stay as they are, not %d.", threads)
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Make all operations of this process bit-reproducible, if asked; never undone.
+
+    TensorFlow has no per-model switch, so a process that trained one deterministic config goes
+    on with the deterministic kernels.
+    """
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
