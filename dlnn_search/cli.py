@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dlnn_search.storage.database import Database
 
 EXIT_INTERRUPTED = 130
+PIPE_COLUMNS = 160
 #: An error of ours, not of the user (BSD's sysexits.h, EX_SOFTWARE).
 EXIT_BUG = 70
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
@@ -376,7 +377,8 @@ def _storage_words(storage: str | None) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    # A pipe or a file has no width: the tables need not break there.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dlnn_search.config.data import Clocks, Data
 from dlnn_search.data.loading import load, resolve
+from dlnn_search.data.names import class_names
 from dlnn_search.data.splits import choose, shuffled
 from dlnn_search.errors import UsageError
 
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Source: github.com/zalandoresearch/fashion-mnist, "Labels".
-FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 N_CLASSES, N_ROWS_DIGITS = 10, 6
 N_COLUMNS_CLOCKS, N_ROWS_CLOCKS = 8, 5
@@ -113,7 +101,7 @@ def label_text(data: Data, label: NDArray[np.uint8]) -> str:
     """Return a label as a reader says it: a digit, an article, or a time `hh:mm` from 00:00."""
     if isinstance(data, Clocks):
         return f"{label[0]:02d}:{label[1]:02d}"
-    return FASHION_CLASSES[int(label)] if data.name == "fashion-mnist" else str(label)
+    return class_names(data.name)[int(label)]
 
 
 def _round_the_dial(labels: NDArray[np.uint8], seed: int) -> dict[tuple[int, int], int]:

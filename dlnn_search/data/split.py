@@ -14,8 +14,8 @@ class Split:
     """Pictures and labels of one split; the pictures stay in the shared file until taken.
 
     Attributes:
-        images: All pictures of the data set, shape (n_all, height, width), uint8, read-only and
-            memory-mapped, so that every worker of a machine shares one copy.
+        images: All pictures of the data set that the split's user may see, shape (n_all, height,
+            width), uint8, read-only and memory-mapped: the workers of a machine share one copy.
         rows: The split's rows of `images`, shape (n,), int64.
         labels: The split's labels, in the order of `rows`: shape (n,) with the class, or (n, 2)
             with hour (0-11) and minute (0-59); uint8.
