@@ -19,19 +19,27 @@ if TYPE_CHECKING:
         Clocks,
         Cnn,
         Config,
+        Contrast,
         Conv,
         CurriculumStage,
         Dense,
         Dropout,
         FashionMnist,
+        Joint,
         Mlp,
         Mnist,
+        OneRegression,
+        OneSoftmax,
         Pool,
+        Regression,
+        SinCos,
+        SoftLabels,
         Training,
         TwoSoftmax,
         read_config,
     )
     from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe
+    from dlnn_search.study_files import load_study
 
 __all__ = [
     "Activation",
@@ -40,21 +48,29 @@ __all__ = [
     "Clocks",
     "Cnn",
     "Config",
+    "Contrast",
     "Conv",
     "CurriculumStage",
     "Dense",
     "Dropout",
     "FashionMnist",
     "Halving",
+    "Joint",
     "Mlp",
     "Mnist",
+    "OneRegression",
+    "OneSoftmax",
     "Pool",
     "Quick",
     "RandomSearch",
+    "Regression",
+    "SinCos",
+    "SoftLabels",
     "Study",
     "Tpe",
     "Training",
     "TwoSoftmax",
+    "load_study",
     "read_config",
 ]
 
@@ -65,4 +81,6 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'dlnn_search' has no attribute '{name}'")
     module = "dlnn_search.study" if name in _OF_STUDY else "dlnn_search.config"
+    if name == "load_study":
+        module = "dlnn_search.study_files"
     return getattr(importlib.import_module(module), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from dlnn_search import __version__, cli_data
-from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,7 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except DlnnSearchError as error:
             if ctx.params.get("debug"):
-                raise
+                traceback.print_exc()
             print(f"Error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
@@ -44,11 +45,15 @@ class _Group(TyperGroup):
             sys.stderr.close()
             raise typer.Exit(0) from None
         except Exception as error:
-            if ctx.params.get("debug") or _is_typers(error):
+            if _is_typers(error):
                 raise
+            what_to_do = "Run the command again with --debug for the traceback, and report it."
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+                what_to_do = "Report it with the traceback above."
             print(
                 f"Error: this is a bug of dlnn-search: {type(error).__name__}: {error}\n"
-                "Run the command again with --debug for the traceback, and report it.",
+                + what_to_do,
                 file=sys.stderr,
             )
             raise typer.Exit(EXIT_BUG) from error
@@ -56,7 +61,7 @@ class _Group(TyperGroup):
 
 def _is_typers(error: Exception) -> bool:
     """Whether it is one of the parser's own, which it shows and exits with by itself."""
-    return type(error).__module__.split(".")[0] == "typer"
+    return type(error).__module__.split(".")[0] in ("typer", "click")  # it vendors it or not
 
 
 app = typer.Typer(
@@ -103,18 +108,10 @@ def _root(
 @app.command()
 def studies(storage: StorageOption = None) -> None:
     """List the studies that come with dlnn-search."""
-    from rich.table import Table
-
-    from dlnn_search.report.tables import study_rows
+    from dlnn_search.report.tables import print_studies
     from dlnn_search.study_files import built_in_studies, load_study
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("study", no_wrap=True)
-    for name in ("what it searches", "optimises", "trials (quick)", "searched here"):
-        table.add_column(name)
-    for row in study_rows([load_study(name) for name in built_in_studies()], _url(storage)):
-        table.add_row(*row)
-    _console().print(table)
+    print_studies(_console(), [load_study(name) for name in built_in_studies()], _url(storage))
     print("\nStart one: dlnn-search start NAME --workers 2 [--quick]")
 
 
@@ -137,7 +134,7 @@ def start(
         bool, typer.Option("--quick", help="The small version: minutes on two cores.")
     ] = False,
 ) -> None:
-    """Search: start workers, show what they do, go on where an earlier start stopped."""
+    """Search with worker processes; go on where a start stopped."""
     from dlnn_search.report.live import LiveView
     from dlnn_search.service.start import start as run
     from dlnn_search.study_files import load_study
@@ -164,15 +161,17 @@ def start(
 
 @app.command()
 def worker(
-    study: Annotated[str, typer.Argument(metavar="STUDY|FILE")],
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
+    ],
     storage: StorageOption = None,
-    quick: Annotated[bool, typer.Option("--quick")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The study's small version.")] = False,
     name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", help="TensorFlow's threads; else all cores.")
     ] = None,
 ) -> None:
-    """Join a study with one worker, from any machine that reaches its database."""
+    """Join a study with one worker, from any machine."""
     import logging
 
     from dlnn_search.service.worker import run_worker
@@ -195,7 +194,7 @@ def worker(
 
 @app.command()
 def trials(study: StudyArgument, storage: StorageOption = None) -> None:
-    """List a study's trials: outcome, best epoch, value, time, parameters."""
+    """List a study's trials with their parameters."""
     from dlnn_search.report.status import all_trials
     from dlnn_search.report.tables import print_trials
     from dlnn_search.storage.definitions import find
@@ -214,7 +213,7 @@ def trials(study: StudyArgument, storage: StorageOption = None) -> None:
 
 @app.command()
 def best(study: StudyArgument, storage: StorageOption = None) -> None:
-    """Show a study's best trial: its value, parameters and curve."""
+    """Show a study's best trial: value, parameters, metrics."""
     from dlnn_search.report.status import best_trials
     from dlnn_search.report.tables import print_best
     from dlnn_search.storage.curves import curve_of_slot
@@ -229,7 +228,8 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
                 f"'{study}' has no complete trial yet. Search with 'dlnn-search start {study}'."
             )
         points = curve_of_slot(database, found[0].slot_id)
-        print_best(_console(), stored, found[0], _params(database, study), points)
+        params = _params(database, study)
+        print_best(_console(), stored, found[0], params, points, _storage_words(storage))
     finally:
         database.close()
 
@@ -266,7 +266,7 @@ def evaluate(
     ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train a config, open the test split, and record that it was opened."""
+    """Train a config anew, and test it once, on record."""
     import os
 
     from dlnn_search.config import read_config
@@ -292,6 +292,25 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .keras file of evaluate's.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="PNG or JPEG.")],
+    draw: Annotated[
+        Path | None,
+        typer.Option("--draw", metavar="FOLDER", help="Clocks: draw the read hands beside each."),
+    ] = None,
+) -> None:
+    """Read digits, garments or clocks from pictures of any size."""
+    from dlnn_search.training.quiet import import_tensorflow
+
+    import_tensorflow()
+    from dlnn_search.service.predict import predict as run
+
+    for reading in run(model, pictures, draw):
+        print(f"{reading.path}: {reading.words}", flush=True)
+
+
+@app.command()
 def ledger(storage: StorageOption = None) -> None:
     """List every time that a test split was opened."""
     from dlnn_search.report.tables import ledger_table
@@ -299,7 +318,11 @@ def ledger(storage: StorageOption = None) -> None:
 
     database = _open(storage)
     try:
-        _console().print(ledger_table(openings(database)))
+        opened = openings(database)
+        if not opened:
+            print("No test split was opened yet.")
+            return
+        _console().print(ledger_table(opened))
     finally:
         database.close()
 
@@ -310,7 +333,7 @@ def dashboard(
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 8080,
     storage: StorageOption = None,
 ) -> None:
-    """Show the trials in the browser (optuna-dashboard), with learning curves and notes."""
+    """Show trials and curves in the browser (optuna-dashboard)."""
     from dlnn_search.dashboard import serve
 
     if not 0 <= port <= 65_535:
@@ -329,6 +352,40 @@ def dashboard(
         serve(database, host, port, ready)
     finally:
         database.close()
+
+
+@app.command()
+def validate(
+    study: Annotated[str, typer.Argument(metavar="STUDY|FILE", help="A study's name or file.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The small version.")] = False,
+) -> None:
+    """Build the corners of a study's space and random configs, and train each for a step."""
+    from dlnn_search.study_files import load_study
+    from dlnn_search.training.quiet import import_tensorflow
+
+    loaded = load_study(study, quick=quick)
+    import_tensorflow()
+    from dlnn_search.report.checks import print_checks
+    from dlnn_search.service.validate import validate as run
+
+    if print_checks(_console(), loaded, run(loaded)):
+        raise typer.Exit(StudyError.exit_code)
+
+
+@app.command()
+def doctor(storage: StorageOption = None) -> None:
+    """Say what this machine offers a search, and what it lacks."""
+    from dlnn_search.service.doctor import examine
+
+    marks = {"good": ("ok", "green"), "note": ("note", "yellow"), "lacking": ("LACKS", "bold red")}
+    console, lacking = _console(), 0
+    for finding in examine(storage):
+        mark, style = marks[finding.verdict]
+        console.print(f"{mark:>5}", style=style, end="  ")
+        console.print(f"{finding.about}: {finding.words}", markup=False, soft_wrap=True)
+        lacking += finding.verdict == "lacking"
+    if lacking:
+        raise typer.Exit(1)
 
 
 def parse_duration(text: str) -> float:
@@ -383,7 +440,7 @@ def _console() -> Console:
 
 def main() -> None:
     """Run the command line; `--debug` may stand anywhere."""
-    if "--debug" in sys.argv[1:]:
-        sys.argv.remove("--debug")
-        sys.argv.insert(1, "--debug")
+    others = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if len(others) < len(sys.argv) - 1:
+        sys.argv[1:] = ["--debug", *others]
     app(prog_name="dlnn-search")

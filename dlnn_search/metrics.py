@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 HOURS = 12
 MINUTES = 60
 MINUTES_ON_DIAL = HOURS * MINUTES
+#: A larger error means a wrong hour, or minutes on the other half of the dial.
+GROSS_ERROR_MINUTES = 30.0
 
 #: Whether more or less of a metric is better; a study may optimise any of these.
 DIRECTIONS: dict[str, str] = {
@@ -16,7 +18,13 @@ DIRECTIONS: dict[str, str] = {
     "common_sense_error": "minimize",
     "hour_accuracy": "maximize",
     "minute_accuracy": "maximize",
+    "minute_error": "minimize",
+    "median_error": "minimize",
+    "p95_error": "minimize",
+    "gross_errors": "minimize",
 }
+#: Metrics that are minutes on the dial; every other one has no unit.
+IN_MINUTES = frozenset({"common_sense_error", "minute_error", "median_error", "p95_error"})
 
 
 def accuracy(label_true: ArrayLike, label_pred: ArrayLike) -> float:
@@ -48,10 +56,63 @@ def common_sense_error(time_true: ArrayLike, time_pred: ArrayLike) -> NDArray[np
 
     Source: report, section 4.1 ("common sense error").
     """
+    return _way_round(time_true, time_pred, MINUTES_ON_DIAL)
+
+
+def minute_error(time_true: ArrayLike, time_pred: ArrayLike) -> NDArray[np.float64]:
+    """Return how far the minute hand is off, whatever the hour, in minutes.
+
+    Args:
+        time_true: Minutes since 12:00, shape (n,).
+        time_pred: Same units and shape.
+
+    Returns:
+        Minutes, shape (n,), float64, in [0, 30].
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    return _way_round(time_true, time_pred, MINUTES)
+
+
+def clock_metrics(time_true: ArrayLike, time_pred: ArrayLike) -> dict[str, float]:
+    """Return all metrics of read clocks by name.
+
+    Args:
+        time_true: Whole minutes since 12:00, shape (n,), in [0, 720).
+        time_pred: Same units and shape; wrapped modulo 720.
+
+    Returns:
+        In minutes: the mean, median and 95th percentile of the common sense error
+        (`common_sense_error`, `median_error`, `p95_error`), and the mean of `minute_error`.
+        As shares in [0, 1]: `hour_accuracy` and `minute_accuracy`, exactly right; and
+        `gross_errors`, over 30 minutes off, which a wrong hour brings and a wrong minute hardly.
+
+    Raises:
+        ValueError: If the shapes differ, or there is no time at all.
+    """
     true, pred = _same_shape(time_true, time_pred)
-    apart = np.abs(true.astype(np.float64) - pred.astype(np.float64)) % MINUTES_ON_DIAL
-    error: NDArray[np.float64] = np.minimum(apart, MINUTES_ON_DIAL - apart)
-    return error
+    if not true.size:
+        raise ValueError("Expected at least one time to measure, got none.")
+    true, pred = (times.astype(np.float64) % MINUTES_ON_DIAL for times in (true, pred))
+    error = common_sense_error(true, pred)
+    return {
+        "common_sense_error": float(np.mean(error)),
+        "hour_accuracy": accuracy(true // MINUTES, pred // MINUTES),
+        "minute_accuracy": accuracy(true % MINUTES, pred % MINUTES),
+        "minute_error": float(np.mean(minute_error(true, pred))),
+        "median_error": float(np.median(error)),
+        "p95_error": float(np.percentile(error, 95)),
+        "gross_errors": float(np.mean(error > GROSS_ERROR_MINUTES)),
+    }
+
+
+def _way_round(true: ArrayLike, pred: ArrayLike, period: int) -> NDArray[np.float64]:
+    """Return the shortest way between two points of a circle of this circumference."""
+    true, pred = _same_shape(true, pred)
+    apart = np.abs(true.astype(np.float64) - pred.astype(np.float64)) % period
+    way: NDArray[np.float64] = np.minimum(apart, period - apart)
+    return way
 
 
 def _same_shape(

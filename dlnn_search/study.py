@@ -80,7 +80,7 @@ class Study:
         trials: The budget, unless `--trials` says otherwise.
         quick: The small version, which is a study of its own in the database.
         name: The file's name, given by `dlnn_search.study_files.load_study`.
-        source: The text of its file.
+        sources: The text of its file, behind that of a study that it was made from.
 
     Raises:
         StudyError: If the parts do not fit.
@@ -97,7 +97,7 @@ class Study:
     quick: Quick | None = None
     name: str = ""
     summary: str = ""
-    source: str = ""
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.minimize is None) == (self.maximize is None):
@@ -147,6 +147,28 @@ class Study:
             name=f"{self.name}-quick",
         )
 
+    def on(self, **options: Any) -> Study:
+        """Return the same search, quick version included, with other options of its data.
+
+        Raises:
+            StudyError: If the study names no data, or its data has no such option.
+        """
+
+        def changed(data: Data | None) -> Data | None:
+            if data is None:
+                return None
+            try:
+                return type(data).model_validate({**data.model_dump(), **options})
+            except ValidationError as error:
+                raise StudyError(f"Invalid data options:\n{explain(error)}") from error
+
+        if self.data is None:
+            raise StudyError("Expected a study with data=..., got one whose space names its data.")
+        quick = self.quick
+        if quick is not None:
+            quick = dataclasses.replace(quick, data=changed(quick.data))
+        return dataclasses.replace(self, data=changed(self.data), quick=quick)
+
     def config(self, trial: optuna.Trial) -> Config:
         """Return the config that the space makes of a trial.
 
@@ -189,7 +211,7 @@ class Study:
             "sampler": repr(self.sampler),
             "pruner": repr(self.pruner),
         }
-        return {"settings": settings, "code": _normalised(self.source)}
+        return {"settings": settings, "code": "\n".join(map(_normalised, self.sources))}
 
 
 def _normalised(source: str) -> str:

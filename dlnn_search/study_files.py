@@ -93,7 +93,9 @@ def _load_file(path: Path) -> Study:
         came = "no such name" if study is None else type(study).__name__
         raise StudyError(f"Expected '{path}' to hold `study = Study(...)`, got {came}.")
     summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].replace("\n", " ")
-    return dataclasses.replace(study, name=name, summary=summary, source=source)
+    # A study that was made from another one keeps that one's source: it holds the space.
+    sources = (*study.sources, source)
+    return dataclasses.replace(study, name=name, summary=summary, sources=sources)
 
 
 def _read(path: Path) -> str:

@@ -22,6 +22,9 @@ class _Digits(Frozen):
     n_training: int | None = Field(None, ge=10)
     """Train on that many images only (stratified); None: on all that validation leaves."""
     split_seed: int = Field(0, ge=0)
+    permutation_seed: int | None = Field(None, ge=0)
+    """Shuffle the pixels, all images' alike, by the permutation of that seed; None: leave them.
+    It happens inside the model. Source: report, section 3."""
 
 
 class Mnist(_Digits):

@@ -12,7 +12,6 @@ from math import prod
 
 from dlnn_search.config import (
     BatchNorm,
-    ClockNet,
     Cnn,
     Config,
     Conv,
@@ -20,11 +19,9 @@ from dlnn_search.config import (
     Mlp,
     Model,
     Pool,
-    TwoSoftmax,
 )
-from dlnn_search.config.model import ConvBlock, DenseBlock
+from dlnn_search.config.model import ClockHead, ConvBlock, DenseBlock
 from dlnn_search.errors import TrainingError
-from dlnn_search.metrics import HOURS, MINUTES
 
 #: Outputs of MNIST and Fashion-MNIST.
 N_DIGIT_CLASSES = 10
@@ -117,15 +114,14 @@ def _walk(model: Model, image_shape: tuple[int, int]) -> Iterator[LayerShape]:
     if isinstance(model, Cnn):
         yield _output("output", width, N_DIGIT_CLASSES)
     else:
-        yield from _clock_head(model, width)
+        yield from _clock_head(model.head, width)
 
 
-def _clock_head(model: ClockNet, width: int) -> Iterator[LayerShape]:
-    head: TwoSoftmax = model.head
-    for name, blocks, classes in (("hour", head.hour, HOURS), ("minute", head.minute, MINUTES)):
-        branch = _dense(blocks, width, f"head.{name}")
-        yield from branch
-        yield _output(name, _width(branch, width), classes)
+def _clock_head(head: ClockHead, width: int) -> Iterator[LayerShape]:
+    for branch in head.branches:
+        layers = _dense(branch.blocks, width, f"head.{branch.name}")
+        yield from layers
+        yield _output(branch.name, _width(layers, width), branch.width)
 
 
 def _conv(block: ConvBlock, shape: Shape, where: str) -> LayerShape:

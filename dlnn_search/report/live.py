@@ -57,7 +57,7 @@ class LiveView:
 
     def say(self, message: str) -> None:
         """Print a message above the view."""
-        self._console.print(message, highlight=False, markup=False)
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def refresh(self) -> None:
         """Draw anew, if the last drawing is old enough."""

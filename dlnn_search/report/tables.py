@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -25,23 +24,19 @@ STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "
 REASON_CHARACTERS = 160
 
 
-def study_rows(studies: Sequence[Study], url: str) -> list[tuple[str, ...]]:
-    """Return a row a study, with what this database knows of it and of its quick version."""
+def print_studies(console: Console, studies: Sequence[Study], url: str) -> None:
+    """Print each study with what this database knows of it and of its quick version."""
     searched = _searched(url)
-    rows: list[tuple[str, ...]] = []
     for study in studies:
-        quick = "" if study.quick is None else f" ({study.quick.trials})"
-        known = [searched[name] for name in (study.name, f"{study.name}-quick") if name in searched]
-        rows.append(
-            (
-                study.name,
-                study.summary,
-                metric_name(study.metric),
-                f"{study.trials}{quick}",
-                "; ".join(known) or "-",
-            )
+        quick = "" if study.quick is None else f" (quick: {study.quick.trials})"
+        _say(console, study.name, style="bold")
+        _indented(console, study.summary, "")
+        _indented(
+            console, f"{study.trials} trials{quick}, {study.direction} {metric_name(study.metric)}"
         )
-    return rows
+        known = [searched[name] for name in (study.name, f"{study.name}-quick") if name in searched]
+        if known:
+            _indented(console, f"searched here: {'; '.join(known)}", "green")
 
 
 def _searched(url: str) -> dict[str, str]:
@@ -85,13 +80,15 @@ def print_trials(
         line.append(f"  {value}, {at}, {duration(trial.seconds)}")
         console.print(line)
         if trial.reason:
-            _indented(console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red")
-        _indented(console, params_words(params.get(trial.number, {})), "dim")
+            _indented(console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7)
+        _indented(console, params_words(params.get(trial.number, {})), "dim", by=7)
 
 
-def _indented(console: Console, text: str, style: str) -> None:
-    if text:
-        console.print(Padding(Text(text, style=style), (0, 0, 0, 7)))
+def _indented(console: Console, text: str, style: str = "dim", *, by: int = 2) -> None:
+    # Wrapped by hand: a padding fills every line with blanks to the console's width.
+    for line in Text(text, style=style).wrap(console, console.width - by) if text else ():
+        line.rstrip()
+        console.print(Text(" " * by) + line, soft_wrap=True)
 
 
 def params_words(params: Mapping[str, Any]) -> str:
@@ -109,19 +106,21 @@ def print_best(
     trial: TrialStatus,
     params: Mapping[int, Mapping[str, Any]],
     points: Sequence[Point],
+    storage: str,
 ) -> None:
-    """Print the best trial: value, parameters, metrics by epoch."""
+    """Print the best trial: value, parameters, the metrics at its best epoch."""
     assert trial.value is not None  # complete trials have one
-    console.print(
+    _say(
+        console,
         f"{study.name}: trial {trial.number}, "
         f"{metric_name(study.metric)} {metric_value(study.metric, trial.value)} on validation, "
         f"epoch {trial.best_epoch} of {trial.epochs_done}, {duration(trial.seconds)}\n",
         style="bold",
     )
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in params.get(trial.number, {}).items():
-        table.add_row(name, _short(value))
-    console.print(table)
+    shown = {name: _short(value) for name, value in params.get(trial.number, {}).items()}
+    width = max(map(len, shown), default=0)
+    for name, text in shown.items():
+        _say(console, f"  {name:<{width}}  {text}")
     best = next((point for point in points if point.epoch == trial.best_epoch), None)
     if best is not None:
         console.print(
@@ -131,7 +130,7 @@ def print_best(
                 for name, value in sorted(best.metrics.items())
             )
         )
-    console.print(f"\nExport it: dlnn-search export {study.name} -o best.json")
+    _say(console, f"\nExport it: dlnn-search export {study.name} -o best.json{storage}")
 
 
 def print_end(console: Console, status: StudyStatus, again: str, storage: str) -> None:

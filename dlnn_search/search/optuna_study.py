@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timedelta
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.config import Config
+from dlnn_search.errors import StorageError
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.slots import Outcome, Slot
+from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
 from dlnn_search.study import Halving, RandomSearch, Sampler, Study
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
@@ -71,9 +74,15 @@ def example_config(study: Study) -> Config:
 
 
 def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.Trial:
-    """Return the slot's trial: the one it has, one that waits, or a new one."""
+    """Return the slot's trial: the one it has, one that waits, or a new one.
+
+    Raises:
+        StorageError: If the trial it had was deleted.
+    """
     optuna_study.sampler = make_sampler(study.sampler, study.name, slot.number)
     trial_id = slot.trial_id
+    if trial_id is not None:
+        _check_that_it_is_there(optuna_study, slot)
     if trial_id is None and slot.fence > 1:
         trial_id = _orphan_of(optuna_study, slot)
     if trial_id is None:
@@ -88,12 +97,14 @@ def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.
 def tell(optuna_study: optuna.Study, trial_id: int, outcome: Outcome, value: float | None) -> None:
     """Finish a trial in Optuna; harmless where it is finished already."""
     trial = optuna_study._storage.get_trial(trial_id)
-    optuna_study.tell(
-        trial.number,
-        value if outcome == "complete" else None,
-        STATES[outcome],
-        skip_if_finished=True,
-    )
+    # Another worker may finish it between Optuna's look and its write: both have the same outcome.
+    with suppress(UpdateFinishedTrialError):
+        optuna_study.tell(
+            trial.number,
+            value if outcome == "complete" else None,
+            STATES[outcome],
+            skip_if_finished=True,
+        )
 
 
 def report(trial: optuna.Trial, value: float, epoch: int) -> None:
@@ -111,19 +122,43 @@ def _template(slot: Slot) -> FrozenTrial:
     return template
 
 
+def _check_that_it_is_there(optuna_study: optuna.Study, slot: Slot) -> None:
+    """A study may be deleted in the dashboard; SQLite then gives its trials' ids to others."""
+    storage, study_id = optuna_study._storage, optuna_study._study_id
+    with suppress(KeyError):
+        number = slot.trial_number
+        if number is not None and slot.trial_id == storage.get_trial_id_from_study_id_trial_number(
+            study_id, number
+        ):
+            return
+    raise StorageError(
+        f"Trial {slot.trial_number} of the study '{optuna_study.study_name}' is gone from Optuna's "
+        "tables: its study was deleted, in the dashboard or by another program. Restore a backup "
+        "of the database, or start the study in another one with --storage."
+    )
+
+
 def _orphan_of(optuna_study: optuna.Study, slot: Slot) -> int | None:
-    """Find the trial that an earlier holder made before it vanished."""
+    """Find the trial that an earlier holder made or took before it vanished."""
+    enqueued_without_owner = None
     for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get(SLOT_ATTRIBUTE) == slot.number:
+        owner = trial.user_attrs.get(SLOT_ATTRIBUTE)
+        if owner == slot.number:
             return trial._trial_id
-    return None
+        # Its taker was killed before it wrote its number, unless it is about to do so.
+        long_ago = datetime.now() - timedelta(seconds=LEASE_SECONDS)
+        taken = trial.datetime_start
+        if owner is None and "fixed_params" in trial.system_attrs and taken and taken < long_ago:
+            enqueued_without_owner = trial._trial_id
+    return enqueued_without_owner
 
 
 def _waiting(optuna_study: optuna.Study, slot: Slot) -> int | None:
     """Take a trial that somebody enqueued, for example in the dashboard."""
     storage = optuna_study._storage
     for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-            storage.set_trial_user_attr(trial._trial_id, SLOT_ATTRIBUTE, slot.number)
-            return trial._trial_id
+        with suppress(UpdateFinishedTrialError):  # another worker took it, and ended it already
+            if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                storage.set_trial_user_attr(trial._trial_id, SLOT_ATTRIBUTE, slot.number)
+                return trial._trial_id
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from dlnn_search import __version__
@@ -25,6 +25,8 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> l
         raise UsageError(f"Expected at least 1 config to export, got --top {n}.")
     if not path.parent.is_dir():
         raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
+    if path.is_dir():
+        raise UsageError(f"Expected a file to write, got the folder '{path}': -o {path}/best.json")
     trials = best_trials(database, study, n)
     if len(trials) < n:
         came = f"{len(trials)} complete trial{'s' if len(trials) != 1 else ''}"
@@ -56,12 +58,11 @@ def config_of(study: StoredStudy, trial: TrialStatus) -> Config:
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
-        os.replace(file.name, path)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error

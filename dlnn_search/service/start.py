@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import optuna
+
 from dlnn_search import data
 from dlnn_search.errors import UsageError
 from dlnn_search.report.live import LiveView
@@ -52,6 +54,9 @@ def start(
         raise UsageError(f"Expected 1 to {MAX_WORKERS} workers, got --workers {n_workers}.")
     if n_trials is not None and n_trials < 1:
         raise UsageError(f"Expected a budget of at least 1 trial, got --trials {n_trials}.")
+    # A space that fails is told before anything is stored of it.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    example = example_config(study)
     database = open_database(url, create=True)
     try:
         stored = register(database, study.name, study.definition())
@@ -61,8 +66,7 @@ def start(
         live = view(lambda: study_status(database, stored))
         if slots.all_done():
             return Started(study_status(database, stored), ended_by_itself=True)
-        # Before a worker starts: an error of the space, and the wait for data, are shown here.
-        example = example_config(study)
+        # Before a worker starts: the wait for data is shown here.
         data.prepare_data(example.data, example.training.curriculum)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         supervisor = Supervisor(

