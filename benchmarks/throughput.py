@@ -29,7 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dlnn_search.config import Config, Conv, Dense, Dropout, Mlp, Pool, TwoSoftmax
+from dlnn_search.config import Config, Conv, Dense, Dropout, Mlp, OwnModel, Pool, TwoSoftmax
 from dlnn_search.data.split import Split, TrainingData
 from dlnn_search.named_configs import NAMED
 from dlnn_search.training.fit import Decision, Epoch, fit
@@ -50,6 +50,7 @@ def bare_model(config: Config, edge: int) -> keras.Model:
 
     image = keras.Input((edge, edge, 1))
     model = config.model
+    assert not isinstance(model, OwnModel)
     if isinstance(model, Mlp):
         x = chain(model.blocks, keras.layers.Flatten()(image))
     else:

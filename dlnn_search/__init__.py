@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dlnn_search.config import (
         Activation,
+        Augmentation,
         BatchNorm,
         ClockNet,
         Clocks,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
         Mnist,
         OneRegression,
         OneSoftmax,
+        OwnData,
+        OwnModel,
         Pool,
         Regression,
         SinCos,
@@ -38,11 +41,13 @@ if TYPE_CHECKING:
         TwoSoftmax,
         read_config,
     )
+    from dlnn_search.own_code import OwnImages
     from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe
     from dlnn_search.study_files import load_study
 
 __all__ = [
     "Activation",
+    "Augmentation",
     "BatchNorm",
     "ClockNet",
     "Clocks",
@@ -60,6 +65,9 @@ __all__ = [
     "Mnist",
     "OneRegression",
     "OneSoftmax",
+    "OwnData",
+    "OwnImages",
+    "OwnModel",
     "Pool",
     "Quick",
     "RandomSearch",
@@ -81,6 +89,8 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'dlnn_search' has no attribute '{name}'")
     module = "dlnn_search.study" if name in _OF_STUDY else "dlnn_search.config"
+    if name == "OwnImages":
+        module = "dlnn_search.own_code"
     if name == "load_study":
         module = "dlnn_search.study_files"
     return getattr(importlib.import_module(module), name)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 PIPE_COLUMNS = 160
+MAX_SEEDS = 100
+MAX_FOLDS = 100
 #: An error of ours, not of the user (BSD's sysexits.h, EX_SOFTWARE).
 EXIT_BUG = 70
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
@@ -87,6 +89,21 @@ StorageOption = Annotated[
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study's name, as 'dlnn-search studies' lists it.")
 ]
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|NAME", help="A config, as export writes it, or the name of a built-in one."
+    ),
+]
+StudyOfConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--study",
+        metavar="FILE",
+        help="The study file that a config with a loader or builder of its own is from.",
+        show_default=False,
+    ),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -123,7 +140,7 @@ def start(
     workers: Annotated[int, typer.Option("--workers", help="Worker processes.")] = 1,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", help="Budget in all; the study's own if not given."),
+        typer.Option("--trials", help="Budget in all; else as before, at first the study's own."),
     ] = None,
     timeout: Annotated[
         str | None,
@@ -154,7 +171,8 @@ def start(
     from dlnn_search.report.tables import print_end
 
     again = f"dlnn-search start {study}{' --quick' if quick else ''} --workers {workers}"
-    print_end(console, started.status, again, _storage_words(storage))
+    code = f" --study {study}" if loaded.load or loaded.build else ""
+    print_end(console, started.status, again, _storage_words(storage), code)
     if not started.ended_by_itself:
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -244,6 +262,7 @@ def export(
     storage: StorageOption = None,
 ) -> None:
     """Write the best trial as a config."""
+    from dlnn_search.config import read_config
     from dlnn_search.service.export import export_best
     from dlnn_search.storage.definitions import find
 
@@ -253,29 +272,35 @@ def export(
             print(f"Wrote {path}")
     finally:
         database.close()
-    print(f"\nTest it, once: dlnn-search evaluate {output}{_storage_words(storage)}")
+    own = any(part.study for part in read_config(output).own_parts)
+    with_code = " --study FILE" if own else ""
+    print(f"\nTest it, once: dlnn-search evaluate {output}{with_code}{_storage_words(storage)}")
 
 
 @app.command()
 def evaluate(
-    config: Annotated[Path, typer.Argument(metavar="FILE", help="A config, as export writes it.")],
+    config: ConfigArgument,
     seeds: Annotated[int, typer.Option("--seeds", help="Models trained, a seed each.")] = 3,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Else FILE's name with -test."),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Else the config's name, -test."),
     ] = None,
+    study: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Train a config anew, and test it once, on record."""
     import os
 
-    from dlnn_search.config import read_config
+    from dlnn_search.named_configs import find_config
     from dlnn_search.service.supervisor import threads_per_worker, worker_environment
     from dlnn_search.storage.database import open_database
+    from dlnn_search.study_files import bring_code
     from dlnn_search.training.quiet import import_tensorflow
 
-    read = read_config(config)
-    folder = output or config.with_name(f"{config.stem}-test")
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
+    read = bring_code(find_config(config), config, study)
+    folder = output or Path(config).with_name(f"{Path(config).stem}-test")
     for name, value in worker_environment(threads_per_worker(1)).items():
         os.environ.setdefault(name, value)
     database = open_database(_url(storage), create=True)
@@ -284,11 +309,49 @@ def evaluate(
         from dlnn_search.report.evaluation import print_evaluation, progress
         from dlnn_search.service.evaluate import evaluate as run
 
-        with progress(read, seeds) as on_epoch:
+        first = read.training.seed
+        with progress(read, range(first, first + seeds)) as on_epoch:
             tested = run(read, database, folder, n_seeds=seeds, on_epoch=on_epoch)
         print_evaluation(_console(), read, tested, folder, database)
     finally:
         database.close()
+
+
+@app.command()
+def crossvalidate(
+    config: ConfigArgument,
+    folds: Annotated[int, typer.Option("--folds", help="Models trained, one a fold.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")
+    ] = None,
+    study: StudyOfConfigOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train a config once a fold, validated on that fold; the test split stays closed."""
+    import os
+
+    from dlnn_search.named_configs import find_config
+    from dlnn_search.service.supervisor import threads_per_worker, worker_environment
+    from dlnn_search.storage.database import files_folder
+    from dlnn_search.study_files import bring_code
+    from dlnn_search.training.quiet import import_tensorflow
+
+    if not 2 <= folds <= MAX_FOLDS:
+        raise UsageError(f"Expected 2 to {MAX_FOLDS} folds, got --folds {folds}.")
+    read = bring_code(find_config(config), config, study)
+    files = files_folder(_url(storage))
+    for name, value in worker_environment(threads_per_worker(1)).items():
+        os.environ.setdefault(name, value)
+    import_tensorflow()
+    from dlnn_search.report.crossvalidation import print_crossvalidation
+    from dlnn_search.report.evaluation import progress
+    from dlnn_search.service.crossvalidate import crossvalidate as run
+
+    with progress(read, range(1, folds + 1), "fold") as on_epoch:
+        validated = run(read, files, output, n_folds=folds, on_epoch=on_epoch)
+    print_crossvalidation(_console(), read, validated)
+    if output is not None:
+        print(f"Wrote {output}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ import waitress
 from optuna_dashboard import save_plotly_graph_object, wsgi
 
 from dlnn_search.errors import DlnnSearchError, UsageError
-from dlnn_search.report.words import metric_name
+from dlnn_search.report.words import metric_name, metric_unit
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
 from dlnn_search.storage.schema import curves, slots
@@ -23,6 +23,7 @@ from dlnn_search.storage.schema import curves, slots
 #: The dashboard loads every figure at each refresh: this many trials, the best ones, are enough.
 MAX_CURVES = 30
 MAX_POINTS = 60
+MAX_TICKS = 12
 REFRESH_SECONDS = 10.0
 THREADS = 8
 FIGURE_ID = "learning-curves"
@@ -134,21 +135,26 @@ def learning_curves(database: Database, study: StoredStudy) -> go.Figure:
             by_slot.setdefault(point.slot_id, []).append(
                 (point.epoch, float(f"{point.metrics[study.metric]:.5g}"))
             )
+    best_id = next((row.id for row in shown if row.outcome == "complete"), None)
     figure = go.Figure()
     for row in sorted(shown, key=lambda row: int(row.trial_number)):
         line = _thinned(by_slot.get(row.id, []))
         if line:
+            best = row.id == best_id
+            outcome = "best" if best else row.outcome or "running"
             figure.add_scatter(
                 x=[epoch for epoch, _ in line],
                 y=[value for _, value in line],
                 mode="lines+markers",
-                name=f"trial {row.trial_number} ({row.outcome or 'running'})",
-                line={"dash": "dot" if row.outcome == "pruned" else "solid"},
+                name=f"trial {row.trial_number}" + f", {outcome}" * (outcome != "complete"),
+                line={"dash": "dot" if outcome == "pruned" else "solid", "width": 4 if best else 2},
             )
+    n_epochs = max((point.epoch for point in points), default=1)
     figure.update_layout(
         title=f"Learning curves of {study.name}, validation",
-        xaxis_title="epoch",
-        yaxis_title=metric_name(study.metric),
+        # No half epochs on the axis.
+        xaxis={"title": "epoch", "dtick": 1 if n_epochs <= MAX_TICKS else None},
+        yaxis_title=metric_name(study.metric) + metric_unit(study.metric),
         template="plotly_white",
     )
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from dlnn_search.config import (
     BatchNorm,
@@ -20,7 +21,9 @@ from dlnn_search.config import (
     Pool,
     Training,
     TwoSoftmax,
+    read_config,
 )
+from dlnn_search.errors import UsageError, did_you_mean
 
 #: "The default number of epochs is fairly low, only 10." Source: report, section 2.
 EPOCHS_OF_REPORT = 10
@@ -252,3 +255,22 @@ NAMED: dict[str, Callable[[], Config]] = {
     "cifar10_cnn": cifar10_cnn,
     "report_clock": report_clock,
 }
+
+
+def find_config(name_or_path: str) -> Config:
+    """Return the config of that name, else the one in that file.
+
+    A file that is called like a config is meant by `./NAME`.
+
+    Raises:
+        UsageError: If there is neither, or the file holds no valid config.
+    """
+    if name_or_path in NAMED:
+        return NAMED[name_or_path]()
+    path = Path(name_or_path)
+    if not path.suffix and not path.exists() and path.name == name_or_path:
+        raise UsageError(
+            f"There is no config named '{name_or_path}', and no such file."
+            f"{did_you_mean(name_or_path, NAMED)}"
+        )
+    return read_config(path)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Literal
 
 import optuna
 from pydantic import ValidationError
 
-from dlnn_search.config import Config, Data, explain, study_defaults
+from dlnn_search.config import Config, Data, OwnData, OwnModel, explain, study_defaults
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.metrics import DIRECTIONS
+from dlnn_search.own_code import Builder, Loader, OwnCode
 
 Space = Callable[[optuna.Trial], Config]
 
@@ -79,7 +83,11 @@ class Study:
         minimize: A metric of the validation split; or `maximize`, exactly one of both.
         trials: The budget, unless `--trials` says otherwise.
         quick: The small version, which is a study of its own in the database.
+        load: Makes the pictures of an `OwnData` from its options.
+        build: Makes the Keras model of an `OwnModel` from its options, the pictures' (height,
+            width, channels) and the number of classes: from uint8 to probabilities.
         name: The file's name, given by `dlnn_search.study_files.load_study`.
+        code_name: What the configs of both versions, quick or not, call `load` and `build` by.
         sources: The text of its file, behind that of a study that it was made from.
 
     Raises:
@@ -95,7 +103,10 @@ class Study:
     pruner: Halving | None = None
     trials: int = 50
     quick: Quick | None = None
+    load: Loader | None = None
+    build: Builder | None = None
     name: str = ""
+    code_name: str = ""
     summary: str = ""
     sources: tuple[str, ...] = ()
 
@@ -113,6 +124,16 @@ class Study:
             )
         if self.trials < 1:
             raise StudyError(f"Expected a budget of at least 1 trial, got trials={self.trials}.")
+        for name, function in (("load", self.load), ("build", self.build)):
+            # A lambda's code would stand in the `study = ...` statement, which no hash covers.
+            lacks_name = not isinstance(function, FunctionType) or function.__name__ == "<lambda>"
+            if function is not None and lacks_name:
+                raise StudyError(
+                    f"Expected {name}=... to be a function made with `def` in the study's file, "
+                    f"got {getattr(function, '__name__', type(function).__name__)}."
+                )
+        if isinstance(self.data, OwnData) and self.load is None:
+            raise StudyError("data=OwnData(...) needs a loader: Study(..., load=my_loader).")
 
     @property
     def metric(self) -> str:
@@ -193,10 +214,35 @@ class Study:
                 f"Expected the space of '{self.name}' to return a Config, "
                 f"got {type(config).__name__}."
             )
+        config = self.with_own_code(config)
         if config.training.monitor is not None:
             return config
         training = config.training.model_copy(update={"monitor": self.metric})
         return config.model_copy(update={"training": training})
+
+    def with_own_code(self, config: Config) -> Config:
+        """Return the config with this study's name and code in its own parts.
+
+        Raises:
+            StudyError: If the study has no loader for an `OwnData`, no builder for an `OwnModel`.
+        """
+        named = {"study": self.code_name or None, "code": self.own_code().fingerprint}
+        update: dict[str, Any] = {}
+        if isinstance(config.data, OwnData):
+            if self.load is None:
+                raise StudyError("An OwnData needs a loader: Study(..., load=my_loader).")
+            update["data"] = config.data.model_copy(update=named)
+        if isinstance(config.model, OwnModel):
+            if self.build is None:
+                raise StudyError("An OwnModel needs a builder: Study(..., build=my_builder).")
+            update["model"] = config.model.model_copy(update=named)
+        return config.model_copy(update=update)
+
+    def own_code(self) -> OwnCode:
+        """Return the study's loader and builder with the hash of the code that they are part of."""
+        text = json.dumps([self._code(), self._own_functions()])
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return OwnCode(self.code_name, fingerprint, self.load, self.build)
 
     def definition(self) -> dict[str, Any]:
         """Return what makes trials comparable: the settings and the code, without comments.
@@ -210,8 +256,17 @@ class Study:
             "epochs": self.epochs,
             "sampler": repr(self.sampler),
             "pruner": repr(self.pruner),
+            **self._own_functions(),
         }
-        return {"settings": settings, "code": "\n".join(map(_normalised, self.sources))}
+        return {"settings": settings, "code": self._code()}
+
+    def _code(self) -> str:
+        return "\n".join(map(_normalised, self.sources))
+
+    def _own_functions(self) -> dict[str, str]:
+        """Return which functions load and build, by name: their code is in the file's."""
+        both = {"load": self.load, "build": self.build}
+        return {part: own.__qualname__ for part, own in both.items() if own is not None}
 
 
 def _normalised(source: str) -> str:

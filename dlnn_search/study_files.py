@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dlnn_search.errors import DlnnSearchError, StudyError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from dlnn_search.config import Config
     from dlnn_search.study import Study
 
 #: A study is a page of Python; a file far larger is something else.
@@ -62,7 +63,43 @@ def load_study(name_or_file: str, *, quick: bool = False) -> Study:
     return study.quick_version() if quick else study
 
 
+def bring_code(config: Config, source: str, study_file: str | None) -> Config:
+    """Return a config with the code of its own data and its own model loaded.
+
+    A config is data that may come from anywhere, so it never says which file to run: the user
+    does.
+
+    Args:
+        config: With or without own parts.
+        source: Where it was read from, for errors.
+        study_file: The study that the config is from; not needed without own parts.
+
+    Raises:
+        UsageError: If there is no such study, or the config needs another one.
+        StudyError: If the study's file is not valid, or its code is another version.
+    """
+    from dlnn_search.own_code import code_of
+
+    study = None if study_file is None else load_study(study_file)
+    for part in config.own_parts:
+        whose = "a study" if part.study is None else f"the study '{part.study}'"
+        if study is None:
+            raise UsageError(
+                f"'{source}' needs the own code of {whose}. Name its file: --study "
+                f"{(part.study or 'my-study').replace('-', '_')}.py"
+            )
+        if part.study not in (None, study.code_name):
+            raise UsageError(
+                f"'{source}' needs the own code of {whose}, got that of '{study.code_name}' from "
+                f"--study {study_file}. A study is named as its file."
+            )
+        if part.study is not None:
+            code_of(part)
+    return config if study is None else study.with_own_code(config)
+
+
 def _load_file(path: Path) -> Study:
+    from dlnn_search.own_code import line_of, register
     from dlnn_search.study import NAME_PATTERN, Study
 
     name = path.stem.replace("_", "-").lower()
@@ -85,7 +122,7 @@ def _load_file(path: Path) -> Study:
         raise StudyError(f"The study file '{path}' is not valid: {error}") from error
     except Exception as error:
         raise StudyError(
-            f"The study file '{path}' cannot be run: {_where(error, path)}"
+            f"The study file '{path}' cannot be run: {line_of(error, str(path))}"
             f"{type(error).__name__}: {error}"
         ) from error
     study = getattr(module, "study", None)
@@ -95,7 +132,9 @@ def _load_file(path: Path) -> Study:
     summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].replace("\n", " ")
     # A study that was made from another one keeps that one's source: it holds the space.
     sources = (*study.sources, source)
-    return dataclasses.replace(study, name=name, summary=summary, sources=sources)
+    study = dataclasses.replace(study, name=name, code_name=name, summary=summary, sources=sources)
+    register(study.own_code())
+    return study
 
 
 def _read(path: Path) -> str:
@@ -105,20 +144,10 @@ def _read(path: Path) -> str:
         source = path.read_text(encoding="utf-8")
         ast.parse(source, filename=str(path))
     except SyntaxError as error:
+        line = "" if error.lineno is None else f"line {error.lineno}: "  # none for null bytes
         raise StudyError(
-            f"The study file '{path}' is no valid Python: line {error.lineno}: {error.msg}."
+            f"The study file '{path}' is no valid Python: {line}{error.msg}."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or null bytes
         raise StudyError(f"The study file '{path}' cannot be read: {error}") from error
     return source
-
-
-def _where(error: BaseException, path: Path) -> str:
-    """Return `line N: ` for the study file's innermost line on the way to the error."""
-    line = None
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return "" if line is None else f"line {line}: "

@@ -6,18 +6,16 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from dlnn_search.storage.database import Database, open_database
-
-#: Makes an empty database and returns its address.
-MakeAddress = Callable[[], str]
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +35,12 @@ def postgresql() -> Iterator[sa.URL]:
     try:
         yield url
     finally:
-        os.kill(running.get_pid(), signal.SIGQUIT)  # at once; a usual stop writes all databases
+        os.kill(
+            running.get_pid(), signal.SIGQUIT
+        )  # at once; a usual stop writes all databases to the disk
+        deadline = time.monotonic() + 10
+        while Path(folder, "postmaster.pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
         running.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -51,12 +54,23 @@ def create_postgresql_database(server: sa.URL, template: str = "template1") -> s
     return server.set(database=name).render_as_string(hide_password=False)
 
 
+def drop_postgresql_database(server: sa.URL, url: str) -> None:
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {sa.make_url(url).database} (FORCE)")
+    engine.dispose()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'dlnn.db'}"
-    return create_postgresql_database(request.getfixturevalue("postgresql"))
+        yield f"sqlite:///{tmp_path / 'dlnn.db'}"
+        return
+    server = request.getfixturevalue("postgresql")
+    url = create_postgresql_database(server)
+    yield url
+    drop_postgresql_database(server, url)
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +103,7 @@ def postgresql_database(postgresql: sa.URL, postgresql_template: str) -> Iterato
     database = open_database(url, create=False)
     yield database
     database.close()
+    drop_postgresql_database(postgresql, url)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

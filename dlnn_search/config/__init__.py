@@ -8,12 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from dlnn_search.config.base import Frozen
-from dlnn_search.config.data import Clocks, Data, FashionMnist, Mnist
+from dlnn_search.config.data import (
+    ClassData,
+    Clocks,
+    Data,
+    FashionMnist,
+    Mnist,
+    OwnData,
+    title_of,
+)
 from dlnn_search.config.model import (
     Activation,
     BatchNorm,
@@ -28,19 +36,23 @@ from dlnn_search.config.model import (
     Model,
     OneRegression,
     OneSoftmax,
+    OwnModel,
     Pool,
     Regression,
     SinCos,
     SoftLabels,
     TwoSoftmax,
 )
-from dlnn_search.config.training import CurriculumStage, Training, default_epochs
+from dlnn_search.config.own import OwnPart
+from dlnn_search.config.training import Augmentation, CurriculumStage, Training, default_epochs
 from dlnn_search.errors import UsageError
 from dlnn_search.metrics import DIRECTIONS
 
 __all__ = [
     "Activation",
+    "Augmentation",
     "BatchNorm",
+    "ClassData",
     "ClockNet",
     "Clocks",
     "Cnn",
@@ -60,6 +72,9 @@ __all__ = [
     "OneRegression",
     "OneSoftmax",
     "Origin",
+    "OwnData",
+    "OwnModel",
+    "OwnPart",
     "Pool",
     "Regression",
     "SinCos",
@@ -68,6 +83,7 @@ __all__ = [
     "TwoSoftmax",
     "read_config",
     "study_defaults",
+    "title_of",
 ]
 
 SCHEMA_VERSION = 1
@@ -75,13 +91,6 @@ SCHEMA_VERSION = 1
 MAX_CONFIG_BYTES = 1_000_000
 
 _study_data: ContextVar[Data] = ContextVar("study_data")
-
-
-def _data_of_study() -> Data:
-    data = _study_data.get(None)
-    if data is None:
-        raise ValueError("A config needs `data=...` unless a study's `data=` gives it.")
-    return data
 
 
 @contextmanager
@@ -116,26 +125,45 @@ class Config(Frozen):
     """Everything needed to build and train one model again, as plain data."""
 
     schema_version: Literal[1] = 1
-    data: Data = Field(default_factory=_data_of_study)
+    data: Data = Field(default_factory=lambda: _study_data.get())
     model: Model
     training: Training = Field(default_factory=Training)
     origin: Origin | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_is_known(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "data" not in values and _study_data.get(None) is None:
+            raise ValueError("A config needs `data=...` unless a study's `data=` gives it.")
+        return values
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         clocks = isinstance(self.data, Clocks)
         if clocks != isinstance(self.model, ClockNet):
-            wanted = "a ClockNet" if clocks else "an Mlp or a Cnn"
+            wanted = "a ClockNet" if clocks else "an Mlp, a Cnn or an OwnModel"
             raise ValueError(
                 f"The data '{self.data.name}' needs {wanted}, got '{self.model.kind}'."
             )
         if self.training.curriculum and not clocks:
             raise ValueError(f"A curriculum needs clocks, got the data '{self.data.name}'.")
+        digits = self.data if isinstance(self.data, Mnist | FashionMnist) else None
+        permuted = None if digits is None else digits.permutation_seed
+        if self.training.augmentation.changes and permuted is not None:
+            raise ValueError(
+                "Augmentation needs pixels in their places, got a permutation "
+                f"(permutation_seed={permuted}). Leave one of the two out."
+            )
         if self.training.monitor not in (None, *DIRECTIONS):
             raise ValueError(
                 f"Unknown metric '{self.training.monitor}'. Known: {', '.join(DIRECTIONS)}."
             )
         return self
+
+    @property
+    def own_parts(self) -> tuple[OwnPart, ...]:
+        """The parts that need the study's own code."""
+        return tuple(part for part in (self.data, self.model) if isinstance(part, OwnPart))
 
     @property
     def metric(self) -> str:

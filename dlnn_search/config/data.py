@@ -8,10 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dlnn_search.config.base import Frozen
+from dlnn_search.config.own import OwnPart
 
 #: The course's data set: 25 pictures for each of the 720 times.
 CLOCK_SIZE_PX = 150
 CLOCKS_PER_TIME = 25
+
+
+#: MNIST's and Fashion-MNIST's.
+N_DIGIT_CLASSES = 10
+#: Labels are kept as uint8.
+MAX_CLASSES = 256
 
 
 class _Digits(Frozen):
@@ -25,6 +32,11 @@ class _Digits(Frozen):
     permutation_seed: int | None = Field(None, ge=0)
     """Shuffle the pixels, all images' alike, by the permutation of that seed; None: leave them.
     It happens inside the model. Source: report, section 3."""
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes there are."""
+        return N_DIGIT_CLASSES
 
 
 class Mnist(_Digits):
@@ -62,4 +74,25 @@ class Clocks(Frozen):
     split_seed: int = Field(0, ge=0)
 
 
-Data = Annotated[Mnist | FashionMnist | Clocks, Field(discriminator="name")]
+class OwnData(OwnPart):
+    """Pictures of classes, gray or in colour, from the study's own loader."""
+
+    name: Literal["own"] = "own"
+    n_classes: int = Field(ge=2, le=MAX_CLASSES)
+    test: float = Field(0.20, gt=0, lt=1)
+    """Share of all pictures, stratified, where the loader returns no test split."""
+    validation: float = Field(0.15, gt=0, lt=1)
+    """Share of what the test split leaves."""
+    n_training: int | None = Field(None, ge=1)
+    """Train on that many images only (stratified); None: on all that validation leaves."""
+    split_seed: int = Field(0, ge=0)
+
+
+ClassData = Mnist | FashionMnist | OwnData
+"""Data whose labels are classes."""
+Data = Annotated[Mnist | FashionMnist | Clocks | OwnData, Field(discriminator="name")]
+
+
+def title_of(data: Data) -> str:
+    """Return what tells a data set from others in a table: its name, or its study's."""
+    return data.study or data.name if isinstance(data, OwnData) else data.name

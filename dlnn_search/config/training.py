@@ -14,6 +14,7 @@ from dlnn_search.config.base import Frozen
 
 OptimizerName = Literal["rmsprop", "sgd", "adam", "adamw", "adadelta"]
 PrecisionName = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
+ScheduleName = Literal["constant", "cosine", "plateau"]
 
 #: Keras 3's defaults, but for Adadelta: 1.0 as in its paper and in Keras 2.3; Keras 3's 0.001
 #: leaves the report's CNN near 84 %.
@@ -46,6 +47,35 @@ class CurriculumStage(Frozen):
     epochs: int = Field(ge=1)
 
 
+class Augmentation(Frozen):
+    """How far training pictures are changed, anew each time that they are seen.
+
+    Each is the most that is drawn, evenly to both sides; 0 leaves it alone. Nothing is ever
+    mirrored: a mirrored clock tells another time, and a mirrored digit is none.
+
+    Source: report, sections 4.4 ("slightly distorted and, for example, rotated variations") and
+    5, which did not get to try it.
+    """
+
+    rotation: float = Field(0.0, ge=0, le=math.pi)
+    """About the centre, radians; hands and numerals turn together, so the time stays."""
+    shift: float = Field(0.0, ge=0, le=0.5)
+    """Share of the edge, across and down each."""
+    zoom: float = Field(0.0, ge=0, le=0.5)
+    """0.1: from 0.9 to 1.1 times the size."""
+    perspective: float = Field(0.0, ge=0, le=0.4)
+    """How much nearer or farther the middle of a side is than the centre, as a share."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """0.2: gray levels times 0.8 to 1.2."""
+    glare: float = Field(0.0, ge=0, le=1)
+    """Half of the pictures get a round spot of up to this share of full white, added."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return any(getattr(self, name) for name in type(self).model_fields)
+
+
 class Training(Frozen):
     """Optimiser, epochs, precision: all that is not the network and not the data."""
 
@@ -55,16 +85,28 @@ class Training(Frozen):
     optimizer: OptimizerName = "adam"
     learning_rate: float | None = Field(None, gt=0)
     """None: the optimiser's default, filled in, so that a config always names its rate."""
+    schedule: ScheduleName = "constant"
+    """`cosine`: from the rate down to 0 over all steps of the training; `plateau`: the rate
+    halved whenever the monitored metric has not become better for `plateau_patience` epochs.
+    Source of the cosine: Loshchilov and Hutter, SGDR, ICLR 2017, without restarts."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """The rate rises evenly from 0 over that many epochs, before any schedule."""
+    plateau_patience: int = Field(5, ge=1)
+    """Epochs; `plateau` only."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """SGD and RMSprop only."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled from the gradient (AdamW's), for every optimiser."""
+    average: float | None = Field(None, gt=0, lt=1)
+    """Decay, a step, of an exponential moving average of the weights; None: no average. Where
+    there is one, it is what is validated, kept and exported."""
+    augmentation: Augmentation = Augmentation()
     curriculum: tuple[CurriculumStage, ...] = ()
     """Stages that training begins with. Without one, a clock network whose dials turn the full
     circle stays at chance for dozens of epochs: a hand's angle says nothing without the dial's
     orientation, and the orientation nothing without the hand."""
     seed: int = Field(0, ge=0)
-    """Of the weights, the order of the images and the dropout."""
+    """Of the weights, the order of the images, the dropout and the augmentation."""
     deterministic: bool = False
     """Bit-equal results for the same seed, threads and machine, at some cost in speed."""
     precision: PrecisionName = "auto"
@@ -81,5 +123,10 @@ class Training(Frozen):
             raise ValueError(
                 f"The curriculum's stages take {sum(s.epochs for s in self.curriculum)} epochs "
                 f"of {self.epochs}: expected at least one epoch left for the data itself."
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"Expected a warm-up shorter than the training of {self.epochs} epochs, "
+                f"got warmup_epochs={self.warmup_epochs:g}."
             )
         return self

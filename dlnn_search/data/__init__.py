@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlnn_search.data.loading import load, load_test, prepare_data, resolve
+    from dlnn_search.data.loading import load, load_folds, load_test, prepare_data, resolve
     from dlnn_search.data.split import Split, TestOpening, TrainingData
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "TestOpening",
     "TrainingData",
     "load",
+    "load_folds",
     "load_test",
     "prepare_data",
     "resolve",

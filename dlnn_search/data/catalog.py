@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         name: What `data prepare` calls it.
-        variant: Which clocks; empty for digits.
+        variant: Which clocks, or whose own pictures; empty for digits.
         state: `available`: its files were found, and are yet to be prepared.
         n_images: Of all splits; None if not known.
         n_bytes: On disk; None if nothing is.
@@ -74,7 +74,7 @@ def catalog() -> list[Entry]:
         n_images = TIMES_ON_DIAL * CLOCKS_PER_TIME
         where = "rendered when first used"
         entries.append(Entry("clocks", "rendered", "to render", n_images, None, where))
-    return entries
+    return entries + [entry for entry in prepared if entry.name == "own"]
 
 
 def size_of(folder: Path) -> tuple[int, int]:
@@ -96,7 +96,10 @@ def _prepared() -> list[Entry]:
 
 
 def _variant(about: dict[str, Any]) -> str:
-    """Say which clocks, by what differs from the defaults."""
+    """Say which clocks, by what differs from the defaults; or whose pictures, and how made."""
+    if "study" in about:
+        options = [f"{name} {value}" for name, value in about["options"].items()]
+        return ", ".join([about["study"], *options])
     if "kind" not in about:
         return ""
     words = [about["kind"], f"{about['image_size']} px"]

@@ -16,7 +16,8 @@ from dlnn_search.data.clock_textures import WOODS
 
 FACE_PX150: Final = 62.0  # median semi-major axis; 48 to 74 seen
 FOCAL_PX150: Final = 200.0  # 189 to 222 in six of seven solved cameras
-PIVOT_PX150: Final = (73.5, 70.3)  # column and row where the hands turn; within 3 px in all seven samples
+# Column and row where the hands turn; within 3 px in all seven samples.
+PIVOT_PX150: Final = (73.5, 70.3)
 CENTRE_PX150: Final = 74.5
 TILT_RAD: Final = math.radians(29.5)  # gives the measured median axis ratio of 0.87
 HOUR_HAND_R: Final = 0.615  # 0.60 to 0.63

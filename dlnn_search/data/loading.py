@@ -12,11 +12,13 @@ from dlnn_search.data.prepared import Recipe, open_part, prepare
 from dlnn_search.data.progress import OnProgress, ProgressDisplay
 from dlnn_search.data.recipes import curriculum_recipe, recipe_for
 from dlnn_search.data.split import Split, TestOpening, TrainingData
-from dlnn_search.data.splits import shuffled, split_rows
+from dlnn_search.data.splits import fold_rows, shuffled, split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from dlnn_search.config.training import CurriculumStage
 
@@ -54,23 +56,63 @@ def load(
     Raises:
         DataError: If the pictures can't be had, or a split would be empty.
     """
+    opened, stages = _open_for_search(data, curriculum, on_progress)
+    rows = split_rows(
+        opened.labels, validation=data.validation, n_training=data.n_training, seed=data.split_seed
+    )
+    return _parted(opened, rows, stages)
+
+
+def load_folds(
+    data: Data,
+    n_folds: int,
+    curriculum: Sequence[CurriculumStage] = (),
+    *,
+    on_progress: OnProgress | None = None,
+) -> list[TrainingData]:
+    """Open what a search may see of a data set in `n_folds` ways, for cross-validation.
+
+    Each picture that the test split leaves is validated on in one of them. The data's
+    `validation` share plays no part.
+
+    Args:
+        data: Which pictures; `split_seed` decides the folds.
+        n_folds: At least 2.
+        curriculum: As in `load`, the same for all.
+        on_progress: As in `load`.
+
+    Raises:
+        DataError: If the pictures can't be had, or cannot be split so.
+    """
+    opened, stages = _open_for_search(data, curriculum, on_progress)
+    folds = fold_rows(
+        opened.labels, n_folds=n_folds, n_training=data.n_training, seed=data.split_seed
+    )
+    return [_parted(opened, rows, stages) for rows in folds]
+
+
+def _open_for_search(
+    data: Data, curriculum: Sequence[CurriculumStage], on_progress: OnProgress | None
+) -> tuple[Split, tuple[Split, ...]]:
+    """Return all pictures that a search may see, and those of each stage of a curriculum."""
     recipes = recipes_of(data, curriculum)
     with ProgressDisplay() as display:
         opened = [open_part(recipe, "search", on_progress or display) for recipe in recipes]
     images, labels = opened[0]
-    rows_train, rows_validation = split_rows(
-        labels, validation=data.validation, n_training=data.n_training, seed=data.split_seed
-    )
+    whole = Split(images, np.arange(len(labels), dtype=np.int64), labels)
     stages = []
     for stage_images, stage_labels in opened[1:]:
         rows = np.arange(len(stage_labels), dtype=np.int64)
         rows = shuffled(rows, seed=data.split_seed, purpose="order of a curriculum")
         stages.append(Split(stage_images, rows, stage_labels[rows]))
-    return TrainingData(
-        train=Split(images, rows_train, labels[rows_train]),
-        validation=Split(images, rows_validation, labels[rows_validation]),
-        curriculum=tuple(stages),
-    )
+    return whole, tuple(stages)
+
+
+def _parted(
+    whole: Split, rows: tuple[NDArray[np.int64], NDArray[np.int64]], stages: tuple[Split, ...]
+) -> TrainingData:
+    train, validation = (Split(whole.images, part, whole.labels[part]) for part in rows)
+    return TrainingData(train, validation, stages)
 
 
 def load_test(data: Data, opening: TestOpening, *, on_progress: OnProgress | None = None) -> Split:

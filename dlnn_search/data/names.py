@@ -1,5 +1,9 @@
 """The classes' names, for pictures and tables."""
 
+from __future__ import annotations
+
+from dlnn_search.config.data import ClassData
+
 #: Source: github.com/zalandoresearch/fashion-mnist, "Labels".
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -15,8 +19,8 @@ FASHION_CLASSES = (
 )
 
 
-def class_names(data_name: str) -> tuple[str, ...]:
-    """Return the ten classes' names of `mnist` or `fashion-mnist`, by label."""
-    if data_name == "fashion-mnist":
+def class_names(data: ClassData) -> tuple[str, ...]:
+    """Return the classes' names by label: numbers, but for the articles of clothing."""
+    if data.name == "fashion-mnist":
         return FASHION_CLASSES
-    return tuple(str(digit) for digit in range(10))
+    return tuple(str(label) for label in range(data.n_classes))

@@ -73,8 +73,8 @@ def open_part(
     """Open one part of a prepared set; prepare it first where it is missing or damaged.
 
     Returns:
-        Pictures (n, height, width), memory-mapped and read-only, and their labels, (n,) or
-        (n, 2); both uint8.
+        Pictures (n, height, width) or (n, height, width, channels), memory-mapped and read-only,
+        and their labels, (n,) or (n, 2); both uint8.
 
     Raises:
         DataError: If it can't be prepared.
@@ -256,7 +256,7 @@ def _open_arrays(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | 
         labels = np.load(folder / LABELS, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    if pictures.dtype != np.uint8 or pictures.ndim != 3 or labels.dtype != np.uint8:
+    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or labels.dtype != np.uint8:
         return None
     return (pictures, labels) if len(pictures) == len(labels) else None
 

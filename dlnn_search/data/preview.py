@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dlnn_search import config
 from dlnn_search.config.data import Clocks, Data
 from dlnn_search.data.loading import load, resolve
 from dlnn_search.data.names import class_names
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
-N_CLASSES, N_ROWS_DIGITS = 10, 6
+N_ROWS_DIGITS = 6
 N_COLUMNS_CLOCKS, N_ROWS_CLOCKS = 8, 5
 #: Small pictures are enlarged by a whole factor to about this, large ones shrunk to it.
 TILE_PX = 128
@@ -71,7 +72,7 @@ def draw_preview(data: Data, path: Path, *, seed: int = 0) -> int:
     if isinstance(data, Clocks):
         places = _round_the_dial(train.labels, seed)
     else:
-        places = _a_column_a_class(train.labels, seed)
+        places = _a_column_a_class(train.labels, data.n_classes, seed)
     positions = np.array(list(places.values()), np.int64)
     tiles = [
         Tile(*place, picture, label_text(data, label))
@@ -93,7 +94,7 @@ def draw_preview(data: Data, path: Path, *, seed: int = 0) -> int:
 def title_of(data: Data) -> str:
     """Return the data set's name as a heading."""
     if not isinstance(data, Clocks):
-        return TITLES[data.name]
+        return TITLES.get(data.name, config.title_of(data))
     return f"{data.source.capitalize()} clocks, {data.image_size} px"
 
 
@@ -101,7 +102,7 @@ def label_text(data: Data, label: NDArray[np.uint8]) -> str:
     """Return a label as a reader says it: a digit, an article, or a time `hh:mm` from 00:00."""
     if isinstance(data, Clocks):
         return f"{label[0]:02d}:{label[1]:02d}"
-    return class_names(data.name)[int(label)]
+    return class_names(data)[int(label)]
 
 
 def _round_the_dial(labels: NDArray[np.uint8], seed: int) -> dict[tuple[int, int], int]:
@@ -113,10 +114,12 @@ def _round_the_dial(labels: NDArray[np.uint8], seed: int) -> dict[tuple[int, int
     return {divmod(i, N_COLUMNS_CLOCKS): int(position) for i, position in enumerate(in_time)}
 
 
-def _a_column_a_class(labels: NDArray[np.uint8], seed: int) -> dict[tuple[int, int], int]:
+def _a_column_a_class(
+    labels: NDArray[np.uint8], n_classes: int, seed: int
+) -> dict[tuple[int, int], int]:
     """Return row and column of some positions, each class in a column of its own."""
     places = {}
-    for column in range(N_CLASSES):
+    for column in range(n_classes):
         of_class = np.flatnonzero(labels == column)
         mixed = shuffled(of_class, seed=seed, purpose=f"preview of class {column}")
         for row, position in enumerate(mixed[:N_ROWS_DIGITS]):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlnn_search.config.data import Clocks, Data
+from dlnn_search.config.data import Clocks, Data, OwnData
 from dlnn_search.data import clock_import
+from dlnn_search.data.own_pictures import own_recipe
 from dlnn_search.data.prepared import (
     LABELS,
     LAYOUT_VERSION,
@@ -42,7 +43,10 @@ def recipe_for(data: Data) -> Recipe:
 
     Raises:
         DataError: If the course's clocks are asked for and not imported.
+        StudyError: If the code of a study's own data is not loaded.
     """
+    if isinstance(data, OwnData):
+        return own_recipe(data)
     if not isinstance(data, Clocks):
         return digits_recipe(DIGIT_SETS[data.name])
     return _course_recipe(data) if data.source == "course" else _rendered_recipe(data)

@@ -14,8 +14,9 @@ class Split:
     """Pictures and labels of one split; the pictures stay in the shared file until taken.
 
     Attributes:
-        images: All pictures of the data set that the split's user may see, shape (n_all, height,
-            width), uint8, read-only and memory-mapped: the workers of a machine share one copy.
+        images: All pictures of the data set that the split's user may see, uint8, read-only and
+            memory-mapped: the workers of a machine share one copy. Shape (n_all, height, width),
+            or (n_all, height, width, channels) where there are more channels than one.
         rows: The split's rows of `images`, shape (n,), int64.
         labels: The split's labels, in the order of `rows`: shape (n,) with the class, or (n, 2)
             with hour (0-11) and minute (0-59); uint8.
@@ -35,13 +36,18 @@ class Split:
         return len(self.rows)
 
     @property
-    def image_shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.images.shape[1], self.images.shape[2]
+    def image_shape(self) -> tuple[int, ...]:
+        """Height and width in pixels, and channels where there are more than one."""
+        return self.images.shape[1:]
 
     def take(self, positions: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
-        """Return a copy of the pictures at these positions of the split, (n, height, width)."""
+        """Return a copy of the pictures at these positions, (n, *image_shape)."""
         return self.images[self.rows[positions]]
+
+    def batch(self, positions: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
+        """Return a copy as a network takes it, (n, height, width, channels)."""
+        pictures = self.take(positions)
+        return pictures if pictures.ndim == 4 else pictures[..., None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,6 +113,57 @@ def split_rows(
     )
 
 
+def fold_rows(
+    labels: NDArray[np.uint8], *, n_folds: int, n_training: int | None, seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Split the rows that a search may see into folds, each validated on once.
+
+    Every stratum is spread over the folds as evenly as its size allows, and so are all rows.
+
+    Args:
+        labels: Of all rows that the test split leaves, shape (n,) or (n, 2).
+        n_folds: At least 2.
+        n_training: Train on that many of the other folds' rows only; None: on all of them.
+        seed: The config's `split_seed`.
+
+    Returns:
+        For each fold, rows to train on and rows to validate on, each shuffled, int64.
+
+    Raises:
+        DataError: If there are fewer rows than folds, or not enough to train on.
+    """
+    strata, n = strata_of(labels), len(labels)
+    if not 2 <= n_folds <= n:
+        raise DataError(f"Expected 2 to {n:,} folds of {n:,} pictures, got {n_folds}.")
+    # Dealt out like cards, stratum after stratum, going on with the fold where the last ended.
+    order = np.lexsort((_random_keys(n, seed, "folds"), strata))
+    fold_of = np.empty(n, np.int64)
+    fold_of[order] = np.arange(n) % n_folds
+    folds = []
+    for fold in range(n_folds):
+        rows_train = np.flatnonzero(fold_of != fold)
+        if n_training is not None:
+            if n_training > len(rows_train):
+                raise DataError(
+                    f"Expected `n_training` of at most {len(rows_train):,} (what one of {n_folds} "
+                    f"folds leaves of {n:,} pictures), got {n_training:,}. Lower it."
+                )
+            purpose = f"training subset of fold {fold}"
+            taken = choose(strata[rows_train], n_training, seed=seed, purpose=purpose)
+            rows_train = rows_train[taken]
+        folds.append(
+            (
+                shuffled(rows_train, seed=seed, purpose=f"order of training in fold {fold}"),
+                shuffled(
+                    np.flatnonzero(fold_of == fold),
+                    seed=seed,
+                    purpose=f"order of validation in fold {fold}",
+                ),
+            )
+        )
+    return folds
+
+
 def _random_keys(n: int, seed: int, purpose: str) -> NDArray[np.uint64]:
     # Raw words of a bit generator are the only random numbers that NumPy promises to keep
     # (NEP 19); `Generator.permutation` may change with a release, and the test split with it.

@@ -13,43 +13,49 @@ from dlnn_search.config import (
     Activation,
     BatchNorm,
     ClockNet,
-    Clocks,
     Config,
     Conv,
     Dense,
     Dropout,
+    FashionMnist,
     Mlp,
+    Mnist,
+    OwnModel,
     Pool,
 )
 from dlnn_search.config.model import ConvBlock, DenseBlock, InitializerName
 from dlnn_search.models.dropout import LeanDropout
 from dlnn_search.models.heads import Tensor, head_of
 from dlnn_search.models.heads.head import OutputActivation
+from dlnn_search.models.own import build_own
 from dlnn_search.models.preparation import DarkContrast, PixelPermutation, Standardize
-from dlnn_search.models.shapes import check_size
+from dlnn_search.models.shapes import Shape, check_size, network_input
 
 
-def build(config: Config, image_shape: tuple[int, int]) -> keras.Model:
+def build(config: Config, image_shape: Shape) -> keras.Model:
     """Build the network of a config, with weights drawn from its seed.
 
     Args:
         config: What to build. Its precision `auto` builds as float32: `resolve_precision` makes
             it concrete before training.
-        image_shape: Height and width of the pictures, pixels.
+        image_shape: Height and width of the pictures, pixels, and channels if more than one.
 
     Returns:
-        A model from uint8 images (batch, height, width, 1) to float32: one tensor (batch, 10) of
-        probabilities for digits; for clocks what the head puts out, one tensor or two, such as
-        `{"hour": (batch, 12), "minute": (batch, 60)}`. Scaling, permuting and all other
-        preparation happens inside, so that nobody can forget it or do it twice.
+        A model from uint8 images (batch, height, width, channels) to float32: one tensor (batch,
+        n_classes) of probabilities for classes; for clocks what the head puts out, one tensor or
+        two, such as `{"hour": (batch, 12), "minute": (batch, 60)}`. Scaling, permuting and all
+        other preparation happens inside, so that nobody can forget it or do it twice.
 
     Raises:
         ModelError: If a feature map would shrink below one pixel, or the network is too large.
+        StudyError: If the study's own builder fails or makes no such model.
     """
-    check_size(config, image_shape)
     model = config.model
+    if isinstance(model, OwnModel):
+        return build_own(config, model, network_input(image_shape))
+    check_size(config, image_shape)
     layers = _Maker(config)
-    image = keras.Input((*image_shape, 1), dtype="uint8", name="image")
+    image = keras.Input(network_input(image_shape), dtype="uint8", name="image")
     x = layers.prepared(config, image)
     if isinstance(model, Mlp):
         x = layers.dense(model.blocks, layers.flat(x))
@@ -89,7 +95,8 @@ class _Maker:
 
     def prepared(self, config: Config, image: Tensor) -> Tensor:
         """Permute, darken and scale as the config says, uint8 -> this precision."""
-        seed = None if isinstance(config.data, Clocks) else config.data.permutation_seed
+        digits = config.data if isinstance(config.data, Mnist | FashionMnist) else None
+        seed = None if digits is None else digits.permutation_seed
         if seed is not None:
             image = PixelPermutation(seed, name="permutation")(image)
         if isinstance(config.model, ClockNet):

@@ -18,13 +18,13 @@ from dlnn_search.config import (
     Dense,
     Mlp,
     Model,
+    OwnModel,
     Pool,
 )
+from dlnn_search.config.data import N_DIGIT_CLASSES, Clocks
 from dlnn_search.config.model import ClockHead, ConvBlock, DenseBlock
 from dlnn_search.errors import TrainingError
 
-#: Outputs of MNIST and Fashion-MNIST.
-N_DIGIT_CLASSES = 10
 #: Weights, gradients and two moments of Adam take 16 bytes a parameter: 1.6 GB.
 MAX_PARAMETERS = 100_000_000
 #: Layer outputs of one batch, kept for the backward pass: 8 GiB in float32.
@@ -52,31 +52,47 @@ class LayerShape:
     n_parameters: int
 
 
-def layer_shapes(model: Model, image_shape: tuple[int, int]) -> list[LayerShape]:
+def network_input(image_shape: Shape) -> tuple[int, int, int]:
+    """Return (height, width, channels) of pictures that name no channels where there is one."""
+    height, width, *channels = image_shape
+    return height, width, channels[0] if channels else 1
+
+
+def layer_shapes(
+    model: Model, image_shape: Shape, n_classes: int = N_DIGIT_CLASSES
+) -> list[LayerShape]:
     """Return the layers of a network in the order in which they are built.
 
     Args:
-        model: The network.
-        image_shape: Height and width of its pictures, pixels.
+        model: The network. Of an own one nothing is known before it is built: no layers.
+        image_shape: Height and width of its pictures, pixels, and channels if more than one.
+        n_classes: What a network that is not for clocks tells apart.
 
     Raises:
         ModelError: If a feature map would shrink below one pixel.
     """
-    return list(_walk(model, image_shape))
+    return list(_walk(model, image_shape, n_classes))
 
 
-def n_parameters(model: Model, image_shape: tuple[int, int]) -> int:
+def n_parameters(model: Model, image_shape: Shape, n_classes: int = N_DIGIT_CLASSES) -> int:
     """Return how many parameters a network has, those that are not trained included."""
-    return sum(layer.n_parameters for layer in _walk(model, image_shape))
+    return sum(layer.n_parameters for layer in _walk(model, image_shape, n_classes))
 
 
-def check_size(config: Config, image_shape: tuple[int, int]) -> None:
+def foreseen(config: Config, image_shape: Shape) -> list[LayerShape]:
+    """Return the layers of a config's network, as `layer_shapes`."""
+    if isinstance(config.data, Clocks):
+        return layer_shapes(config.model, image_shape)
+    return layer_shapes(config.model, image_shape, config.data.n_classes)
+
+
+def check_size(config: Config, image_shape: Shape) -> None:
     """Refuse a network that shrinks to nothing or would not fit into any sane memory.
 
     Raises:
         ModelError: Saying which block, which shape or size came, and what to do.
     """
-    layers = layer_shapes(config.model, image_shape)
+    layers = foreseen(config, image_shape)
     total = sum(layer.n_parameters for layer in layers)
     if total > MAX_PARAMETERS:
         largest = max(layers, key=lambda layer: layer.n_parameters)
@@ -95,12 +111,14 @@ def check_size(config: Config, image_shape: tuple[int, int]) -> None:
         )
 
 
-def _walk(model: Model, image_shape: tuple[int, int]) -> Iterator[LayerShape]:
-    shape: Shape = (*image_shape, 1)
+def _walk(model: Model, image_shape: Shape, n_classes: int) -> Iterator[LayerShape]:
+    shape: Shape = network_input(image_shape)
+    if isinstance(model, OwnModel):
+        return
     if isinstance(model, Mlp):
         layers = _dense(model.blocks, prod(shape), "blocks")
         yield from layers
-        yield _output("output", _width(layers, prod(shape)), N_DIGIT_CLASSES)
+        yield _output("output", _width(layers, prod(shape)), n_classes)
         return
     for number, block in enumerate(model.blocks):
         layer = _conv(block, shape, f"blocks[{number}] ({block.kind})")
@@ -112,7 +130,7 @@ def _walk(model: Model, image_shape: tuple[int, int]) -> Iterator[LayerShape]:
     yield from shared
     width = _width(shared, joined)
     if isinstance(model, Cnn):
-        yield _output("output", width, N_DIGIT_CLASSES)
+        yield _output("output", width, n_classes)
     else:
         yield from _clock_head(model.head, width)
 

@@ -8,12 +8,13 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from dlnn_search.report.status import StudyStatus, WorkerStatus
-from dlnn_search.report.words import duration, metric_value
+from dlnn_search.report.words import duration, metric_name, metric_value
 
 REDRAW_SECONDS = 1.0
 #: Without a terminal: between two lines, unless a trial ended.
@@ -86,24 +87,31 @@ class LiveView:
         )
 
     def _picture(self, status: StudyStatus) -> Group:
+        return Group(
+            Text(f"{status.name}  {duration(time.monotonic() - self._started)}", style="bold"),
+            Text(_budget_words(status)),
+            # Padded, since a bar alone does not end its line.
+            Padding(ProgressBar(total=max(1, status.budget), completed=status.n_done, width=60)),
+            Text(_best_words(status), style="green" if status.best else "dim"),
+            *self._workers(status),
+        )
+
+    def _workers(self, status: StudyStatus) -> list[Table | Text]:
+        if not status.workers:
+            starting = status.n_done < status.budget
+            return [Text("workers are starting ...", style="dim")] if starting else []
         table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-        for name in ("worker", "trial", "epoch", "", f"{status.metric.replace('_', ' ')}", "img/s"):
+        for name in ("worker", "trial", "epoch", "", metric_name(status.metric), "img/s"):
             right = name not in ("worker", "")
             table.add_column(name, justify="right" if right else "left", no_wrap=True)
         for number, worker in enumerate(status.workers, start=1):
             table.add_row(*_row(number, worker, status.metric))
-        return Group(
-            Text(f"{status.name}  {duration(time.monotonic() - self._started)}", style="bold"),
-            Text(_budget_words(status)),
-            ProgressBar(total=max(1, status.budget), completed=status.n_done, width=60),
-            Text(_best_words(status), style="green" if status.best else "dim"),
-            table if status.workers else Text("workers are starting ...", style="dim"),
-        )
+        return [table]
 
 
 def _row(number: int, worker: WorkerStatus, metric: str) -> tuple[str | ProgressBar, ...]:
     if worker.state != "training" or worker.trial_number is None:
-        return (f"{number} {worker.host}", "-", worker.state, "", "", "")
+        return (f"{number} {worker.host}", "-", "", worker.state, "", "")
     epochs = worker.epochs or 1
     bar = ProgressBar(total=epochs, completed=(worker.epoch or 0), width=20)
     return (

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dlnn_search.config import ClassData, title_of
 from dlnn_search.data.names import class_names
 from dlnn_search.data.split import Split
 from dlnn_search.metrics import common_sense_error
@@ -49,10 +50,10 @@ def draw_worst_clocks(split: Split, predicted: NDArray[np.generic], path: Path) 
 
 
 def draw_confusion(
-    true: NDArray[np.uint8], predicted: NDArray[np.generic], data_name: str, path: Path
+    true: NDArray[np.uint8], predicted: NDArray[np.generic], data: ClassData, path: Path
 ) -> None:
     """Draw which class was taken for which as an HTML page that needs nothing else."""
-    names = class_names(data_name)
+    names = class_names(data)
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (true.astype(np.int64), predicted.astype(np.int64)), 1)
     mistakes = counts.astype(float)
@@ -71,7 +72,7 @@ def draw_confusion(
     )
     right = np.trace(counts) / counts.sum()
     figure.update_layout(
-        title=f"{data_name}: {right:.2%} of {counts.sum():,} test images right",
+        title=f"{title_of(data)}: {right:.2%} of {counts.sum():,} test images right",
         xaxis={"title": "read as", "type": "category", "side": "bottom"},
         yaxis={"title": "truth", "type": "category", "autorange": "reversed"},
         width=820,

@@ -133,8 +133,18 @@ def print_best(
     _say(console, f"\nExport it: dlnn-search export {study.name} -o best.json{storage}")
 
 
-def print_end(console: Console, status: StudyStatus, again: str, storage: str) -> None:
-    """Print what a search came to, and the commands to go on with."""
+def print_end(
+    console: Console, status: StudyStatus, again: str, storage: str, code: str = ""
+) -> None:
+    """Print what a search came to, and the commands to go on with.
+
+    Args:
+        console: To print on.
+        status: Of the study.
+        again: The command that goes on with the search.
+        storage: The option that names the database, if one was given.
+        code: The option that brings a study's own code, if it has any.
+    """
     console.print()
     if status.n_done < status.budget:
         _say(
@@ -168,7 +178,7 @@ def print_end(console: Console, status: StudyStatus, again: str, storage: str) -
         f"  dlnn-search trials {status.name}{storage}\n"
         f"  dlnn-search dashboard{storage}\n"
         f"  dlnn-search export {status.name} -o best.json{storage}\n"
-        f"  dlnn-search evaluate best.json{storage}",
+        f"  dlnn-search evaluate best.json{code}{storage}",
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-#: Metrics that are minutes on the dial; every other one has no unit.
-_IN_MINUTES = {"common_sense_error"}
+from dlnn_search.metrics import IN_MINUTES
 
 
 def duration(seconds: float) -> str:
@@ -20,9 +19,14 @@ def duration(seconds: float) -> str:
 
 def metric_value(metric: str, value: float) -> str:
     """Return a metric's value with its unit, to four digits."""
-    if metric in _IN_MINUTES:
+    if metric in IN_MINUTES:
         return f"{value:.2f} min"
     return f"{value:.4f}"
+
+
+def metric_unit(metric: str) -> str:
+    """Return ` (min)` for a metric that has a unit, for an axis or a column."""
+    return " (min)" if metric in IN_MINUTES else ""
 
 
 def metric_name(metric: str) -> str:

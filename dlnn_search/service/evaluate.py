@@ -20,8 +20,6 @@ from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit
 from dlnn_search.training.precision import resolve_precision
 
-MAX_SEEDS = 100
-
 
 def evaluate(
     config: Config,
@@ -41,11 +39,9 @@ def evaluate(
         on_epoch: Told the seed, the epoch, and how many there are.
 
     Raises:
-        UsageError: If `n_seeds` makes no sense.
+        UsageError: If the folder cannot be made.
         DlnnSearchError: If data, disk, database or training fail.
     """
-    if not 1 <= n_seeds <= MAX_SEEDS:
-        raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {n_seeds}.")
     config = config.model_copy(update={"data": data.resolve(config.data)})
     images = data.load(config.data, config.training.curriculum)
     config = resolve_precision(config, images.train.image_shape)
@@ -77,6 +73,7 @@ def _test_one(config: Config, test: Split, database: Database, folder: Path) -> 
     """Measure one trained model on the test split, and keep model, predictions and picture."""
     from dlnn_search.models.heads import head_of
     from dlnn_search.report.mistakes import draw_confusion, draw_worst_clocks
+    from dlnn_search.training.portable import save_portable
     from dlnn_search.training.predict import predict
 
     seed = config.training.seed
@@ -86,13 +83,13 @@ def _test_one(config: Config, test: Split, database: Database, folder: Path) -> 
     metrics = head.metrics(test.labels, outputs)
     predicted = head.decode(outputs)
     try:
-        model.save(folder / f"model-seed{seed}.keras")
+        save_portable(config, model, folder, f"model-seed{seed}")
         _write_predictions(folder / f"predictions-seed{seed}.csv", config, test.labels, predicted)
         if isinstance(config.data, Clocks):
             draw_worst_clocks(test, predicted, folder / f"worst-seed{seed}.png")
         else:
             draw_confusion(
-                test.labels, predicted, config.data.name, folder / f"confusion-seed{seed}.html"
+                test.labels, predicted, config.data, folder / f"confusion-seed{seed}.html"
             )
     except OSError as error:
         raise StorageError(f"Cannot write into '{folder}': {error.strerror or error}.") from error

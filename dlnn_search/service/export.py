@@ -39,7 +39,7 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> l
         for rank in range(1, n + 1)
     ]
     for trial, target in zip(trials, paths, strict=True):
-        _write_whole(target, config_of(study, trial).to_json())
+        write_whole(target, config_of(study, trial).to_json())
     return paths
 
 
@@ -56,7 +56,7 @@ def config_of(study: StoredStudy, trial: TrialStatus) -> Config:
     return Config.model_validate({**(trial.config or {}), "origin": origin})
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

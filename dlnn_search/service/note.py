@@ -5,6 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna_dashboard import save_note
 
+from dlnn_search.report.words import metric_name, metric_unit, metric_value
 from dlnn_search.search.objective import Verdict
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database
@@ -14,16 +15,21 @@ from dlnn_search.storage.slots import Slot
 MAX_ROWS = 12
 
 
-def write_note(trial: optuna.Trial, slot: Slot, verdict: Verdict, database: Database) -> None:
+def write_note(
+    trial: optuna.Trial, slot: Slot, verdict: Verdict, database: Database, metric: str
+) -> None:
     """Put the outcome and the curve of a trial beside it in the dashboard."""
     points = curve_of_slot(database, slot.id)
     lines = [f"**{(verdict.outcome or '').capitalize()}**"]
     if verdict.value is not None:
-        lines[0] += f": {verdict.value:.5g} at epoch {verdict.best_epoch} of {len(points)}"
+        lines[0] += (
+            f": {metric_name(metric)} {metric_value(metric, verdict.value)} "
+            f"at epoch {verdict.best_epoch} of {len(points)}"
+        )
     if verdict.reason:
         lines += ["", verdict.reason]
     if points:
-        lines += ["", *_table(_thinned(points))]
+        lines += ["", *_table(_thinned(points), metric)]
     save_note(trial, "\n".join(lines))
 
 
@@ -34,14 +40,19 @@ def _thinned(points: list[Point]) -> list[Point]:
     return [points[round(step * row)] for row in range(MAX_ROWS)]
 
 
-def _table(points: list[Point]) -> list[str]:
-    names = sorted(points[0].metrics)
-    head = "| epoch | " + " | ".join(name.replace("_", " ") for name in names) + " | images/s |"
-    rule = "|" + " ---: |" * (len(names) + 2)
+def _table(points: list[Point], metric: str) -> list[str]:
+    """Return a table in Markdown, the metric that counts first."""
+    others = sorted(name for name in points[0].metrics if name != metric)
+    names = [name for name in (metric, *others) if name in points[0].metrics]
+    titles = ["epoch", *(f"{metric_name(name)}{metric_unit(name)}" for name in names), "images/s"]
     rows = [
-        f"| {point.epoch} | "
-        + " | ".join(f"{point.metrics[name]:.5g}" for name in names)
-        + f" | {point.images_per_second:,.0f} |"
+        [
+            str(point.epoch),
+            *(f"{point.metrics[name]:.4g}" for name in names),
+            f"{point.images_per_second:,.0f}",
+        ]
         for point in points
     ]
-    return [head, rule, *rows]
+    # The dashboard sets columns without a gap between them.
+    head = "|" + "|".join(f" &nbsp; {title} " for title in titles) + "|"
+    return [head, "|" + " ---: |" * len(titles), *(f"| {' | '.join(row)} |" for row in rows)]

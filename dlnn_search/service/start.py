@@ -44,7 +44,8 @@ def start(
 
     Args:
         arguments: The study's name or file and options, as a worker finds it again.
-        n_trials: The budget in all; None: the study's own. It never shrinks.
+        n_trials: The budget in all; None: what an earlier start made it, else the study's own.
+            It never shrinks.
         timeout_seconds: After it the workers finish their epoch and stop.
 
     Raises:
@@ -62,7 +63,8 @@ def start(
         stored = register(database, study.name, study.definition())
         open_optuna_study(study, database)
         slots = Slots(database, stored.id)
-        slots.extend_to(n_trials or study.trials)
+        made_before = study_status(database, stored).budget
+        slots.extend_to(n_trials or made_before or study.trials)
         live = view(lambda: study_status(database, stored))
         if slots.all_done():
             return Started(study_status(database, stored), ended_by_itself=True)

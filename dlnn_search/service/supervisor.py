@@ -26,6 +26,8 @@ STEADY_SECONDS = 120.0
 FATAL_EXIT_CODES = {
     error.exit_code: error for error in (UsageError, StudyError, DataError, StorageError)
 }
+#: After the second signal a worker has that long to give its slot back.
+GRACE_SECONDS = 5.0
 #: Lines of a dead worker's log that are told.
 LOG_LINES = 4
 
@@ -62,6 +64,7 @@ class Supervisor:
     say: Callable[[str], None]
     _places: list[_Place] = field(default_factory=list)
     _n_stop_signals: int = 0
+    _kill_at: float | None = None
 
     def run(self, tick: Callable[[], None], deadline: float | None) -> bool:
         """Run the workers until the budget is used up or somebody stops them.
@@ -90,6 +93,8 @@ class Supervisor:
                         self.say("Time is up: the workers finish their epoch and keep it.")
                         self._stop_signal()
                     deadline = None
+                if self._kill_at is not None and time.monotonic() > self._kill_at:
+                    self._send(signal.SIGKILL)
                 tick()
                 time.sleep(POLL_SECOND)
             return not self._n_stop_signals
@@ -156,16 +161,19 @@ class Supervisor:
             )
 
     def _stop_signal(self) -> None:
-        """Once: the workers finish their epoch. Twice: they end now."""
+        """Once: the workers finish their epoch. Twice: they end now. Thrice: they are killed."""
         self._n_stop_signals += 1
         if self._n_stop_signals == 1:
             self.say("Stopping after the running epochs; Ctrl-C again stops at once.")
+        if self._n_stop_signals == 2:
+            # Not killed yet: a worker that gives its slot back has not lost it.
+            self._kill_at = time.monotonic() + GRACE_SECONDS
+        self._send(signal.SIGTERM if self._n_stop_signals <= 2 else signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
         for place in self._places:
             if place.process is not None and place.process.poll() is None:
-                if self._n_stop_signals == 1:
-                    place.process.send_signal(signal.SIGTERM)
-                else:
-                    place.process.kill()
+                place.process.send_signal(number)
 
     def _end_all(self) -> None:
         for place in self._places:

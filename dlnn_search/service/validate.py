@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import keras
 import numpy as np
 import optuna
 
-from dlnn_search.config import Clocks, Config
+from dlnn_search.config import Clocks, Config, OwnData, OwnModel
+from dlnn_search.data import load
 from dlnn_search.errors import DlnnSearchError
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
-from dlnn_search.models.shapes import layer_shapes
+from dlnn_search.models.shapes import Shape, foreseen
 from dlnn_search.search.corners import corner_trials
 from dlnn_search.study import Study
+from dlnn_search.training.augment import augmenter
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import with_precision
 from dlnn_search.training.step import Steps
@@ -75,17 +78,22 @@ def validate(study: Study) -> Iterator[Checked]:
 
 
 def check(params: dict[str, Any], config: Config) -> Checked:
-    """Build a config and train it for a step on random pixels; opens no data set."""
+    """Build a config and train it for a step on random pixels; opens no data set but an own one.
+
+    Raises:
+        DataError: If the study's own loader fails.
+    """
     shape = image_shape(config)
+    concrete = with_concrete_precision(config)
     try:
-        shapes = layer_shapes(config.model, shape)
-        n_parameters = sum(layer.n_parameters for layer in shapes)
-        seconds_per_image = _time_step(with_concrete_precision(config), shape)
+        model = build(concrete, shape)
+        n_parameters = model.count_params()
+        seconds_per_image = _time_step(concrete, model)
     except DlnnSearchError as error:
         return Checked(params, str(error))
     except Exception as error:  # Keras and TensorFlow raise whatever they like
         return Checked(params, f"{type(error).__name__}: {error}")
-    values = config.training.batch_size * sum(prod(layer.shape) for layer in shapes)
+    values = config.training.batch_size * _values_per_image(config, shape, model)
     return Checked(
         params,
         None,
@@ -100,32 +108,43 @@ def with_concrete_precision(config: Config) -> Config:
     return with_precision(config, "float32") if config.training.precision == "auto" else config
 
 
-def image_shape(config: Config) -> tuple[int, int]:
-    """Return the height and width of a config's pictures without opening them."""
+def image_shape(config: Config) -> Shape:
+    """Return the shape of a config's pictures, without opening them unless they are own ones."""
+    if isinstance(config.data, OwnData):
+        return load(config.data).train.image_shape
     if isinstance(config.data, Clocks):
         return config.data.image_size, config.data.image_size
     return DIGIT_SHAPE
 
 
 def n_images(config: Config) -> int:
-    """Return the number of training images of an epoch without opening them."""
+    """Return the number of training images of an epoch, opening none but own ones."""
     data = config.data
     if data.n_training is not None:
         return data.n_training
     if isinstance(data, Clocks):
         left = 720 * data.images_per_time * (1 - data.test)
         return round(left * (1 - data.validation))
-    return round(DIGIT_IMAGES)
+    return len(load(data).train) if isinstance(data, OwnData) else DIGIT_IMAGES
 
 
-def _time_step(config: Config, shape: tuple[int, int]) -> float:
+def _values_per_image(config: Config, shape: Shape, model: keras.Model) -> int:
+    """Return how many values the layers put out for an image."""
+    if not isinstance(config.model, OwnModel):
+        return sum(prod(layer.shape) for layer in foreseen(config, shape))
+    outputs = keras.tree.flatten([getattr(layer, "output", []) for layer in model.layers])
+    return sum(prod(edge or 1 for edge in output.shape[1:]) for output in outputs)
+
+
+def _time_step(config: Config, model: keras.Model) -> float:
     """Return seconds an image, the first step left out."""
     head = head_of(config)
-    steps = Steps(build(config, shape), head, make_optimizer(config.training))
+    optimizer = make_optimizer(config.training)
+    steps = Steps(model, head, optimizer, alter=augmenter(config.training))
     size = config.training.batch_size
     pixels = np.random.default_rng(0)
-    images = pixels.integers(0, 256, (size, *shape, 1), np.uint8)
-    n_classes = (12, 60) if isinstance(config.data, Clocks) else (10,)
+    images = pixels.integers(0, 256, (size, *model.input_shape[1:]), np.uint8)
+    n_classes = (12, 60) if isinstance(config.data, Clocks) else (config.data.n_classes,)
     labels = np.stack([pixels.integers(0, n, size) for n in n_classes], axis=1).astype(np.uint8)
     targets = head.targets(labels if len(n_classes) == 2 else labels[:, 0])
     fastest = np.inf

@@ -146,7 +146,7 @@ def _run_slot(
         best_epoch=verdict.best_epoch,
         reason=verdict.reason,
     )
-    write_note(trial, slot, verdict, database)
+    write_note(trial, slot, verdict, database, study.metric)
     tell(optuna_study, trial._trial_id, verdict.outcome, verdict.value)
     slots.mark_told(slot.id)
     remove_checkpoints(database, study.name, slot.number)

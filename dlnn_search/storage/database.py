@@ -131,8 +131,6 @@ def _postgresql(url: URL) -> str:
             "PostgreSQL needs its driver, which is not installed: "
             "pip install 'dlnn-search[postgres]'"
         ) from None
-    if "@" in (url.database or ""):  # what stands before it is the end of a password with a '/'
-        raise _no_address()
     return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
@@ -197,8 +195,15 @@ def _engine_kwargs(url: str) -> dict[str, Any]:
 
 
 def _optuna_storage(url: str, kwargs: dict[str, Any]) -> RDBStorage:
+    # Where Optuna refuses the database it leaves connections open: it gets a pool to be closed.
+    pool = sa.create_engine(url, **kwargs).pool
     # Optuna takes the address for a template: a brace in a password or a folder's name is not one.
-    return RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=kwargs)
+    template = url.replace("{", "{{").replace("}", "}}")
+    try:
+        return RDBStorage(template, engine_kwargs={"pool": pool})
+    except BaseException:
+        pool.dispose()
+        raise
 
 
 def _tell_errors_at_their_source(engine: Engine, url: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from dlnn_search.config import Config
+from dlnn_search.config import Config, title_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import ledger as table
 from dlnn_search.storage.schema import now
@@ -51,7 +51,7 @@ class LedgerEntry:
                 table.insert()
                 .values(
                     opened_at=now(),
-                    data=self._config.data.name,
+                    data=title_of(self._config.data),
                     fingerprint=self._config.fingerprint(),
                     config=self._config.model_dump(mode="json"),
                     study=origin.study if origin else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy import (
     JSON,
     Column,
@@ -64,13 +63,9 @@ slots = Table(
     Column("told", Integer, nullable=False),  # 1 when Optuna's trial has the outcome
     UniqueConstraint("study_id", "number"),
     Index("dlnn_slots_claim", "study_id", "state", "number"),
-)
-# Every worker asks for them before each claim; nearly always there is none.
-Index(
-    "dlnn_slots_untold",
-    slots.c.study_id,
-    sqlite_where=sa.and_(slots.c.state == "done", slots.c.told == 0),
-    postgresql_where=sa.and_(slots.c.state == "done", slots.c.told == 0),
+    # Every worker asks for the untold before each claim, and nearly always there is none.
+    Index("dlnn_slots_untold", "study_id", "state", "told"),
+    Index("dlnn_slots_best", "study_id", "outcome", "value", "trial_number"),
 )
 
 curves = Table(
@@ -110,7 +105,7 @@ ledger = Table(
     Column("id", Integer, primary_key=True),
     Column("opened_at", Float, nullable=False),
     Column("closed_at", Float),
-    Column("data", String(64), nullable=False),
+    Column("data", String(128), nullable=False),
     Column("fingerprint", String(32), nullable=False),
     Column("config", JSON, nullable=False),
     Column("study", String(128)),

@@ -199,7 +199,7 @@ class Slots:
         """Return the outcomes whose worker vanished before Optuna heard of them."""
         with self._database.transaction() as connection:
             rows = connection.execute(
-                sa.select(table)
+                sa.select(table.c.id, table.c.trial_id, table.c.outcome, table.c.value)
                 .where(table.c.study_id == self._study_id, table.c.state == "done")
                 .where(table.c.told == 0, table.c.trial_id.is_not(None))
             ).all()

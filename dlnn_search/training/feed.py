@@ -61,7 +61,8 @@ class Prefetch:
         """Return the images and targets from `start` to `stop`, and begin to gather up to `then`.
 
         Returns:
-            Images (stop - start, height, width, 1), uint8; targets (stop - start, outputs), int32.
+            Images (stop - start, height, width, channels), uint8; targets (stop - start,
+            outputs), int32.
         """
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[:2] == (start, stop):
@@ -74,4 +75,4 @@ class Prefetch:
 
     def _gather(self, start: int, stop: int) -> tuple[Images, Targets]:
         positions = self._order[start:stop]
-        return self._split.take(positions)[..., None], self._targets[positions]
+        return self._split.batch(positions), self._targets[positions]

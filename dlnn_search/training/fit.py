@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,13 +18,16 @@ from dlnn_search.config import Config
 from dlnn_search.data.split import Split, TrainingData
 from dlnn_search.errors import DivergedError, TrainingError
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.models.build import build as build_network
+from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
+from dlnn_search.training.augment import augmenter
+from dlnn_search.training.average import Average
 from dlnn_search.training.checkpoint import Arrays, Checkpoint, Epoch, State
 from dlnn_search.training.feed import Prefetch, epoch_order
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import resolve_precision, with_precision
 from dlnn_search.training.runtime import set_deterministic, set_threads
+from dlnn_search.training.schedule import Rate, plateau_factor
 from dlnn_search.training.step import Steps
 
 __all__ = ["Decision", "Epoch", "Fitted", "best_model", "fit"]
@@ -36,8 +40,6 @@ EXECUTION_SECONDS = 0.25
 DIVERGED_FACTOR = 1000.0
 #: Images a prediction: bounds the memory that their feature maps take.
 PREDICTION_BATCH = 256
-
-Builder = Callable[[Config, tuple[int, int]], keras.Model]
 
 
 class Decision(enum.Enum):
@@ -80,7 +82,6 @@ def fit(
     resume: bool = True,
     on_epoch: Callable[[Epoch], Decision] = _go_on,
     on_progress: Callable[[int, float], None] = _ignore,
-    build: Builder = build_network,
 ) -> Fitted:
     """Train a config, from the start or from its checkpoint.
 
@@ -94,7 +95,6 @@ def fit(
         on_epoch: Called after each epoch that is trained now, when its checkpoint is on disk.
         on_progress: Called several times a second with the epoch and the share of it that is
             done. It may raise to abort: the exception passes through, checkpoints stay valid.
-        build: Makes the model; the network of the config unless a study brings its own.
 
     Returns:
         The curve with its best epoch.
@@ -117,13 +117,14 @@ def fit(
         concrete = with_precision(config, kept.precision)
     else:
         concrete = resolve_precision(config, data.train.image_shape)
-    run = _Run(concrete, data, build, on_progress)
+    run = _Run(concrete, data, on_progress)
     curve: tuple[Epoch, ...] = ()
     best: Arrays = ()
     if kept is not None:
         curve, best = kept.curve, kept.best
         run.restore(kept)
     for number in range(len(curve) + 1, config.training.epochs + 1):
+        run.set_rate(curve)
         epoch = run.epoch(number)
         curve = (*curve, epoch)
         if checkpoint is not None:
@@ -135,9 +136,7 @@ def fit(
     return _fitted(config, curve)
 
 
-def best_model(
-    config: Config, folder: Path, image_shape: tuple[int, int], *, build: Builder = build_network
-) -> keras.Model:
+def best_model(config: Config, folder: Path, image_shape: tuple[int, ...]) -> keras.Model:
     """Return the model of a config with the weights of its best epoch.
 
     Raises:
@@ -172,7 +171,6 @@ class _Run:
         self,
         config: Config,
         data: TrainingData,
-        build: Builder,
         on_progress: Callable[[int, float], None],
     ) -> None:
         stages = config.training.curriculum
@@ -181,26 +179,43 @@ class _Run:
                 f"Expected pictures for {len(stages)} stages of a curriculum, got "
                 f"{len(data.curriculum)}. Load the data with this config's curriculum."
             )
-        if build is not build_network:
-            # Layers of a study's own builder may take their seeds from Keras's global one.
-            keras.utils.set_random_seed(config.training.seed)
         self._config = config
         self._data = data
         self._on_progress = on_progress
         self._head = head_of(config)
         self._model = build(config, data.train.image_shape)
-        self._optimizer = make_optimizer(config.training)
-        self._steps = Steps(self._model, self._head, self._optimizer)
+        epochs = range(1, config.training.epochs + 1)
+        size = config.training.batch_size
+        self._rate = Rate(config.training, [ceil(len(self._split_of(n)) / size) for n in epochs])
+        self._optimizer = make_optimizer(config.training, self._rate)
+        decay = config.training.average
+        self._average = None if decay is None else Average(self._model, decay)
+        self._steps = Steps(
+            self._model,
+            self._head,
+            self._optimizer,
+            alter=augmenter(config.training),
+            average=self._average,
+        )
         self._bound: float | None = None
         self._n_steps = config.training.steps_per_execution or 1
 
+    def set_rate(self, curve: Sequence[Epoch]) -> None:
+        """Let the next epoch have the learning rate that the epochs so far leave it."""
+        training, metric = self._config.training, self._config.metric
+        if training.schedule == "plateau":
+            values = [epoch.metrics[metric] for epoch in curve]
+            patience = training.plateau_patience
+            self._rate.factor.assign(plateau_factor(values, DIRECTIONS[metric], patience))
+
     def weights(self) -> Arrays:
         """Return what `best_model` needs."""
-        weights: Arrays = self._model.get_weights()
+        with self._validated_weights():
+            weights: Arrays = self._model.get_weights()
         return weights
 
     def state(self) -> Arrays:
-        """Return weights, dropout's seeds, the optimiser's moments and its count of steps."""
+        """Return weights, dropout's seeds, the optimiser's moments and steps, the average."""
         return [np.asarray(variable) for variable in self._variables()]
 
     def restore(self, kept: State) -> None:
@@ -221,7 +236,8 @@ class _Run:
         split = self._split_of(number)
         train_loss = self._train(split, number)
         trained = time.perf_counter()
-        metrics = {"train_loss": train_loss, **self._validate(number)}
+        with self._validated_weights():
+            metrics = {"train_loss": train_loss, **self._validate(number)}
         return Epoch(
             epoch=number,
             metrics=metrics,
@@ -230,7 +246,12 @@ class _Run:
         )
 
     def _variables(self) -> list[keras.Variable]:
-        return [*self._model.variables, *self._optimizer.variables]
+        averages = [] if self._average is None else self._average.variables
+        return [*self._model.variables, *self._optimizer.variables, *averages]
+
+    def _validated_weights(self) -> AbstractContextManager[None]:
+        """Let the model have the weights that count: the average, where there is one."""
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def _split_of(self, number: int) -> Split:
         for stage, split in zip(

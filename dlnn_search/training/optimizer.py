@@ -14,19 +14,24 @@ import keras
 import tensorflow as tf
 
 from dlnn_search.config import Training
+from dlnn_search.training.schedule import Rate
 
 #: A Keras variable or tensor: Keras has no type stubs.
 Tensor = Any
 
 
-def make_optimizer(training: Training) -> keras.optimizers.Optimizer:
+def make_optimizer(training: Training, rate: Rate | None = None) -> keras.optimizers.Optimizer:
     """Return the optimiser that a config names.
+
+    Args:
+        training: Names it.
+        rate: Its learning rate at each step; None: the config's, all along.
 
     Constants that a config does not name are the papers' and Keras's: RMSprop rho 0.9, Adam beta
     0.9 and 0.999, Adadelta rho 0.95, all with epsilon 1e-7.
     """
     common: dict[str, Any] = {
-        "learning_rate": training.learning_rate,
+        "learning_rate": training.learning_rate if rate is None else rate,
         "weight_decay": training.weight_decay or None,
     }
     optimizer: keras.optimizers.Optimizer

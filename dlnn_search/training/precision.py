@@ -44,7 +44,7 @@ def with_precision(config: Config, precision: str) -> Config:
     return config.model_copy(update={"training": training})
 
 
-def resolve_precision(config: Config, image_shape: tuple[int, int]) -> Config:
+def resolve_precision(config: Config, image_shape: tuple[int, ...]) -> Config:
     """Return the config with a concrete precision in place of `auto`.
 
     Args:

@@ -21,7 +21,7 @@ def predict(model: keras.Model, head: Head, split: Split) -> dict[str, NDArray[n
         lambda images: by_name(head, model(images, training=False)), input_signature=(pixels,)
     )
     batches = [
-        forward(split.take(slice(start, start + PREDICTION_BATCH))[..., None])
+        forward(split.batch(slice(start, start + PREDICTION_BATCH)))
         for start in range(0, len(split), PREDICTION_BATCH)
     ]
     return {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in head.names}

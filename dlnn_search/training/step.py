@@ -6,6 +6,7 @@ runtime's start-up cost are paid once in a while instead of once a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,18 +15,35 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlnn_search.models.heads import Head, by_name
+from dlnn_search.training.average import Average
 from dlnn_search.training.feed import Images, Targets
 
 
 class Steps:
-    """The compiled steps of one model."""
+    """The compiled steps of one model.
+
+    Args:
+        model: To train.
+        head: Its end.
+        optimizer: Its `iterations` count the batches.
+        alter: Makes the pictures of a batch from those of the split, as `augmenter` returns it.
+        average: Follows the weights after each step.
+    """
 
     def __init__(
-        self, model: keras.Model, head: Head, optimizer: keras.optimizers.Optimizer
+        self,
+        model: keras.Model,
+        head: Head,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        alter: Callable[[Any, Any], Any] | None = None,
+        average: Average | None = None,
     ) -> None:
         self._model = model
         self._head = head
         self._optimizer = optimizer
+        self._alter = alter
+        self._average = average
         optimizer.build(model.trainable_variables)
         pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
         targets = tf.TensorSpec((None, len(head.names)), tf.int32)
@@ -38,7 +56,7 @@ class Steps:
         """Train on consecutive batches and return their losses, penalties included.
 
         Args:
-            images: (n, height, width, 1), uint8.
+            images: (n, height, width, channels), uint8.
             targets: (n, outputs), int32.
             batch_size: Of all batches but the last, which takes what is left.
 
@@ -69,6 +87,9 @@ class Steps:
 
     def _train_batch(self, images: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         weights = self._model.trainable_variables
+        n_before = self._optimizer.iterations.value
+        if self._alter is not None:
+            images = self._alter(images, n_before)
         with tf.GradientTape() as tape:
             outputs = by_name(self._head, self._model(images, training=True))
             loss = tf.reduce_mean(self._head.losses(targets, outputs))
@@ -78,6 +99,8 @@ class Steps:
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, weights)
         self._optimizer.apply(gradients, weights)
+        if self._average is not None:
+            self._average.follow(n_before)
         return loss
 
     def _predict_batch(self, images: tf.Tensor, targets: tf.Tensor) -> Any:

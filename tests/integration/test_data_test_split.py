@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 import dlnn_search
 from dlnn_search import data as data_package
-from dlnn_search.config import Clocks, CurriculumStage, Data, Mnist
+from dlnn_search.config import Clocks, CurriculumStage, Data, Mnist, OwnData
 from dlnn_search.data import Split, TrainingData, load, load_test, prepare_data, resolve
 from dlnn_search.data.clock_import import import_clocks
 from dlnn_search.data.progress import Progress
 from dlnn_search.data.sources import DIGIT_SETS, DigitSet
 from dlnn_search.data.splits import strata_of
 from dlnn_search.errors import StorageError
+from dlnn_search.own_code import OwnCode, OwnImages, register
 
 COURSE = Clocks(source="course", image_size=32)
 RENDERED = Clocks(source="rendered", image_size=32, images_per_time=2)
 MNIST = Mnist()
+OWN = OwnData(study="mine", n_classes=3)
 
 #: The only modules that may name `load_test`, besides the data package that defines it.
 MAY_OPEN_THE_TEST = {"service/evaluate.py", "cli.py"}
@@ -92,7 +94,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             arrays[f"y_{part}"] = (np.arange(n) % 10).astype(np.uint8)
         np.savez(tmp_path / "mnist.npz", **arrays)
         patch.setitem(DIGIT_SETS, "mnist", _described(arrays))
-        for data in (COURSE, RENDERED, MNIST):
+        own = rng.integers(0, 256, (300, 6, 8, 3), np.uint8)
+        register(OwnCode("mine", "0" * 12, load=lambda _: OwnImages(own, np.arange(300) % 3)))
+        for data in (COURSE, RENDERED, MNIST, OWN):
             prepare_data(data, on_progress=quiet)
         yield
 
@@ -121,7 +125,7 @@ def contents(images: NDArray[np.uint8]) -> set[bytes]:
 
 
 every_set = pytest.mark.parametrize(
-    "data", [COURSE, RENDERED, MNIST], ids=["course", "rendered", "mnist"]
+    "data", [COURSE, RENDERED, MNIST, OWN], ids=["course", "rendered", "mnist", "own"]
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from dlnn_search.config import Config, Dense, Mlp, Mnist, Origin, Training
+from dlnn_search.config import Config, Dense, Mlp, Mnist, Origin, OwnData, Training
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.report.status import study_status
 from dlnn_search.storage import schema
@@ -168,6 +168,12 @@ class TestLedger:
         LedgerEntry(database, self.CONFIG.model_copy(update={"origin": origin})).record()
         (opening,) = openings(database)
         assert (opening.study, opening.trial) == ("s", 9)
+
+    def test_a_study_with_the_longest_name_may_open_its_own_data(self, database: Database) -> None:
+        data = OwnData(study="x" * 100, n_classes=2)
+        LedgerEntry(database, Config(data=data, model=Mlp())).record()
+        (opening,) = openings(database)
+        assert opening.data == "x" * 100
 
     def test_openings_of_one_config_are_found_among_others(self, database: Database) -> None:
         other = Config(data=Mnist(), model=Mlp(blocks=(Dense(units=8),)))

@@ -22,11 +22,13 @@ from dlnn_search.config import (
     Dropout,
     Mlp,
     Mnist,
+    OwnModel,
     Pool,
     Training,
 )
 from dlnn_search.data.split import Split, TrainingData
 from dlnn_search.errors import DivergedError, StorageError, TrainingError
+from dlnn_search.own_code import OwnCode, register
 from dlnn_search.training import checkpoint
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit
 from dlnn_search.training.optimizer import make_optimizer
@@ -261,17 +263,23 @@ def test_a_curriculum_trains_on_its_stages_first_and_validates_on_the_data_s_own
 
 
 def test_a_model_of_the_user_s_own_is_trained_and_kept(tmp_path: Path) -> None:
-    def build(config: Config, image_shape: tuple[int, int]) -> keras.Model:
+    def build(options: Any, input_shape: tuple[int, int, int], n_classes: int) -> keras.Model:
         return keras.Sequential(
             [
-                keras.Input((*image_shape, 1), dtype="uint8"),
+                keras.Input(input_shape, dtype="uint8"),
                 keras.layers.Rescaling(1 / 255),
                 keras.layers.Flatten(),
                 keras.layers.BatchNormalization(),
-                keras.layers.Dense(10, activation="softmax"),
+                keras.layers.Dropout(0.2),
+                keras.layers.Dense(n_classes, activation="softmax"),
             ]
         )
 
-    config = config_of(epochs=2)
-    assert fit(config, DATA, folder=tmp_path, build=build).finished
-    assert best_model(config, tmp_path, (10, 10), build=build).count_params() > 0
+    register(OwnCode("mine", "0" * 12, build=build))
+    config = config_of(epochs=2).model_copy(update={"model": OwnModel(study="mine")})
+    assert fit(config, DATA, folder=tmp_path / "whole").finished
+    assert best_model(config, tmp_path / "whole", (10, 10)).count_params() > 0
+    stopped = fit(config, DATA, folder=tmp_path / "parts", on_epoch=lambda _: Decision.STOP)
+    assert not stopped.finished
+    whole, parts = (fit(config, DATA, folder=tmp_path / name) for name in ("whole", "parts"))
+    assert [epoch.metrics for epoch in whole.curve] == [epoch.metrics for epoch in parts.curve]

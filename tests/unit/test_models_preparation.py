@@ -31,6 +31,9 @@ from dlnn_search.models.preparation import (
     pixel_permutation,
 )
 
+#: Keras's own, of its variables, whenever a model is written.
+saving = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 IMAGES = np.random.default_rng(5).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
 MODELS = [
     Mlp(blocks=(Dense(units=8), BatchNorm())),
@@ -76,6 +79,7 @@ def test_the_permutation_is_the_same_on_every_machine_and_numpy_version() -> Non
     assert pixel_permutation(2020, 784)[:8].tolist() == [118, 463, 478, 150, 136, 595, 297, 154]
 
 
+@saving
 def test_an_exported_model_takes_pixels_as_they_are(tmp_path: Path) -> None:
     data = Mnist(permutation_seed=3)
     permuting = build(Config(data=data, model=MODELS[0]), (28, 28))
@@ -109,6 +113,7 @@ def test_contrast_by_hand() -> None:
     assert after.tolist() == [0, 0, 50, 148, 150, 255]
 
 
+@saving
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_clock_network_darkens_first_then_scales(normalize: bool, tmp_path: Path) -> None:
     def network(contrast: Contrast | None) -> keras.Model:

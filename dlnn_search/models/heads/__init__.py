@@ -1,6 +1,6 @@
 """What stands at a network's end: its outputs, their loss, and what they say.
 
-A head is chosen by the config (digits have one, clocks a union of them) and carries everything
+A head is chosen by the config (classes have one, clocks a union of them) and carries everything
 that training and evaluation must know of it: they call its methods and never ask which it is.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from dlnn_search.config import (
     ClockNet,
+    Clocks,
     Config,
     Joint,
     OneRegression,
@@ -19,7 +20,7 @@ from dlnn_search.config import (
     SoftLabels,
     TwoSoftmax,
 )
-from dlnn_search.models.heads.digit import DigitHead
+from dlnn_search.models.heads.digit import ClassHead
 from dlnn_search.models.heads.head import Head, Layers, Outputs, Tensor
 from dlnn_search.models.heads.joint import JointHead
 from dlnn_search.models.heads.softmax import OneSoftmaxHead, SoftLabelsHead, TwoSoftmaxHead
@@ -30,8 +31,9 @@ __all__ = ["Head", "Layers", "Outputs", "Tensor", "by_name", "head_of"]
 
 def head_of(config: Config) -> Head:
     """Return the head that a config's network ends in."""
-    if not isinstance(config.model, ClockNet):
-        return DigitHead()
+    if not isinstance(config.data, Clocks):
+        return ClassHead(config.data.n_classes)
+    assert isinstance(config.model, ClockNet)
     match config.model.head:
         case TwoSoftmax() as spec:
             return TwoSoftmaxHead(spec)

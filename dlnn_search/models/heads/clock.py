@@ -44,8 +44,11 @@ class ClockHead(ABC, Generic[SpecT]):
         """See `Head`."""
 
     @abstractmethod
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+    def read(self, outputs: Outputs) -> Tensor:
         """See `Head`."""
+
+    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        return np.asarray(self.read(outputs))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,10 +61,21 @@ class Head(Protocol):
             outputs: Of the network, (n, width) each.
         """
 
+    def read(self, outputs: Outputs) -> Tensor:
+        """Return one answer an image, shape (n,), int64: its class, or minutes since 12:00.
+
+        A part of a graph, too: an exported model reads as this program does.
+        """
+
     def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
-        """Return one answer an image, shape (n,): its class, or minutes since 12:00."""
+        """Return what `read` does, of arrays and as an array."""
 
     def metrics(
         self, labels: NDArray[np.uint8], outputs: Mapping[str, NDArray[np.float32]]
     ) -> dict[str, float]:
         """Return the metrics of these outputs by their names in `dlnn_search.metrics`."""
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """Return the class with the highest score, the first among equals, (n, classes) -> (n,)."""
+    return keras.ops.cast(keras.ops.argmax(scores, axis=-1), "int64")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from functools import cached_property
 
 import keras
@@ -19,7 +19,7 @@ from dlnn_search.models.heads.circle import (
     expected_error,
 )
 from dlnn_search.models.heads.clock import ClockHead
-from dlnn_search.models.heads.head import Outputs, Tensor
+from dlnn_search.models.heads.head import Outputs, Tensor, likeliest
 from dlnn_search.models.heads.softmax import soft_cross_entropy
 
 #: Probabilities below this count as this: one bin that a network rules out must not outvote all.
@@ -70,8 +70,7 @@ class JointHead(ClockHead[Joint]):
 
     def losses(self, targets: Tensor, outputs: Outputs) -> Tensor:
         if self.spec.loss == "common_sense":
-            logs = (keras.ops.log(keras.ops.maximum(outputs[name], _FLOOR)) for name in self.names)
-            times = keras.ops.softmax(self._fit(*logs))
+            times = keras.ops.softmax(self._fit(*self._logs(outputs)))
             hour, minute = expected_error(targets, times, outputs["minute"])
         else:
             time = targets[:, 0] * MINUTES + targets[:, 1]
@@ -79,10 +78,11 @@ class JointHead(ClockHead[Joint]):
             minute = soft_cross_entropy(self.minute_labels, targets[:, 1], outputs["minute"])
         return self.spec.hour_weight * hour + self.spec.minute_weight * minute
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
-        logs = (np.log(np.maximum(outputs[name], _FLOOR)) for name in self.names)
-        times: NDArray[np.int64] = np.argmax(self._fit(*logs), axis=-1)
-        return times
+    def read(self, outputs: Outputs) -> Tensor:
+        return likeliest(self._fit(*self._logs(outputs)))
+
+    def _logs(self, outputs: Outputs) -> Iterator[Tensor]:
+        return (keras.ops.log(keras.ops.maximum(outputs[name], _FLOOR)) for name in self.names)
 
     def _fit(self, log_hour: Tensor, log_minute: Tensor) -> Tensor:
         """Return how well each time fits, (n, hour_bins) and (n, 60) -> (n, 720), at most 0."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cached_property
 
 import keras
@@ -21,7 +20,7 @@ from dlnn_search.models.heads.circle import (
     product,
 )
 from dlnn_search.models.heads.clock import ClockHead
-from dlnn_search.models.heads.head import Outputs, Tensor
+from dlnn_search.models.heads.head import Outputs, Tensor, likeliest
 
 
 class TwoSoftmaxHead(ClockHead[TwoSoftmax]):
@@ -49,7 +48,7 @@ class TwoSoftmaxHead(ClockHead[TwoSoftmax]):
             minute = entropy(targets[:, 1], outputs["minute"])
         return self.spec.hour_weight * hour + self.spec.minute_weight * minute
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+    def read(self, outputs: Outputs) -> Tensor:
         return _read_apart(outputs)
 
 
@@ -66,9 +65,8 @@ class OneSoftmaxHead(ClockHead[OneSoftmax]):
             return expected_way(targets[:, 0], outputs["time"])
         return keras.losses.sparse_categorical_crossentropy(targets[:, 0], outputs["time"])
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
-        times: NDArray[np.int64] = np.argmax(outputs["time"], axis=-1)
-        return times
+    def read(self, outputs: Outputs) -> Tensor:
+        return likeliest(outputs["time"])
 
 
 class SoftLabelsHead(ClockHead[SoftLabels]):
@@ -93,7 +91,7 @@ class SoftLabelsHead(ClockHead[SoftLabels]):
         minute = soft_cross_entropy(self.minute_labels, targets[:, 1], outputs["minute"])
         return self.spec.hour_weight * hour + self.spec.minute_weight * minute
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+    def read(self, outputs: Outputs) -> Tensor:
         return _read_apart(outputs)
 
 
@@ -102,7 +100,5 @@ def soft_cross_entropy(labels: NDArray[np.float32], rows: Tensor, outputs: Tenso
     return keras.losses.categorical_crossentropy(keras.ops.take(labels, rows, axis=0), outputs)
 
 
-def _read_apart(outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
-    hour: NDArray[np.int64] = np.argmax(outputs["hour"], axis=-1)
-    minute: NDArray[np.int64] = np.argmax(outputs["minute"], axis=-1)
-    return hour * MINUTES + minute
+def _read_apart(outputs: Outputs) -> Tensor:
+    return likeliest(outputs["hour"]) * MINUTES + likeliest(outputs["minute"])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
 from dlnn_search.config import OneRegression, Regression, SinCos
 from dlnn_search.metrics import HOURS, MINUTES, MINUTES_ON_DIAL
@@ -54,7 +52,7 @@ class RegressionHead(ClockHead[Regression]):
             hour, minute = keras.ops.square(hour), keras.ops.square(minute)
         return self.spec.hour_weight * hour + self.spec.minute_weight * minute
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+    def read(self, outputs: Outputs) -> Tensor:
         hour = _step_of(outputs["hour"][:, 0], HOURS)
         return hour * MINUTES + _step_of(outputs["minute"][:, 0], MINUTES)
 
@@ -78,7 +76,7 @@ class OneRegressionHead(ClockHead[OneRegression]):
             return MINUTES_ON_DIAL * way_round(off, 1.0)
         return keras.ops.square(off)
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+    def read(self, outputs: Outputs) -> Tensor:
         return _step_of(outputs["time"][:, 0], MINUTES_ON_DIAL)
 
 
@@ -114,28 +112,30 @@ class SinCosHead(ClockHead[SinCos]):
             minute = keras.ops.mean(keras.ops.square(outputs["minute"] - minute), axis=-1)
         return self.spec.hour_weight * hour + self.spec.minute_weight * minute
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+    def read(self, outputs: Outputs) -> Tensor:
         minute = _nearest(_turns(outputs["minute"]) * MINUTES, MINUTES)
         hand = _turns(outputs["hour"]) * MINUTES_ON_DIAL
-        return _nearest((hand - minute) / MINUTES, HOURS) * MINUTES + minute
+        from_full_hour = hand - keras.ops.cast(minute, "float64")
+        return _nearest(from_full_hour / MINUTES, HOURS) * MINUTES + minute
 
 
-def _turns(directions: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the angles of (sine, cosine), shape (n, 2), in turns, shape (n,)."""
-    sine, cosine = directions[:, 0].astype(np.float64), directions[:, 1].astype(np.float64)
-    turns: NDArray[np.float64] = np.arctan2(sine, cosine) / (2 * math.pi)
-    return turns
+def _turns(directions: Tensor) -> Tensor:
+    """Return the angles of (sine, cosine), shape (n, 2), in turns, shape (n,), float64."""
+    exact = keras.ops.cast(directions, "float64")
+    return keras.ops.arctan2(exact[:, 0], exact[:, 1]) / (2 * math.pi)
 
 
-def _step_of(shares: NDArray[np.float32], n_steps: int) -> NDArray[np.int64]:
+def _step_of(shares: Tensor, n_steps: int) -> Tensor:
     """Return the step of a circle that is nearest to each share of it: 1.0 is step 0 again."""
-    return _nearest(np.clip(shares.astype(np.float64), 0, 1) * n_steps, n_steps)
+    # In float32 a share next to the middle between two of 720 steps would fall to either.
+    exact = keras.ops.cast(shares, "float64")
+    return _nearest(keras.ops.clip(exact, 0, 1) * n_steps, n_steps)
 
 
-def _nearest(steps: NDArray[np.float64], n_steps: int) -> NDArray[np.int64]:
+def _nearest(steps: Tensor, n_steps: int) -> Tensor:
     # An output that is no number is read as 0: its loss is no number either, and ends training.
-    nearest = np.floor(np.nan_to_num(steps) + 0.5)
-    return np.mod(nearest, n_steps).astype(np.int64)
+    nearest = keras.ops.floor(keras.ops.nan_to_num(steps) + 0.5)
+    return keras.ops.cast(keras.ops.mod(nearest, n_steps), "int64")
 
 
 def _variance(n_steps: int) -> float:

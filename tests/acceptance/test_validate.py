@@ -1,0 +1,49 @@
+"""`validate` finds the config that cannot work before a search does."""
+
+from .command_line import Place
+
+STUDY_ERROR = 3
+SHRINKS = '''\
+"""A space with one corner whose feature map shrinks away."""
+
+import optuna
+
+from dlnn_search import Clocks, ClockNet, Config, Conv, Pool, Study, Training
+
+
+def space(trial: optuna.Trial) -> Config:
+    blocks = tuple(
+        block
+        for _ in range(trial.suggest_int("levels", 1, LEVELS))
+        for block in (Conv(filters=2), Pool())
+    )
+    return Config(model=ClockNet(blocks=blocks), training=Training(batch_size=8))
+
+
+study = Study(
+    space=space,
+    data=Clocks(source="rendered", image_size=32, images_per_time=1),
+    minimize="common_sense_error",
+    epochs=2,
+)
+'''
+
+
+def test_a_corner_that_cannot_be_built_is_found_and_named(place: Place) -> None:
+    (place.folder / "shrinks.py").write_text(SHRINKS.replace("LEVELS", "4"))
+    done = place.run("validate", "shrinks.py")
+    assert done.code == STUDY_ERROR, done.both
+    failing = [line for line in done.out.splitlines() if line.startswith("FAILS")]
+    assert failing and all("blocks[6] (conv)" in line for line in failing)  # 32, 15, 6, 2 px
+    assert "levels=4" in done.out
+    assert "ok" in done.out
+    assert f"{len(failing)} configs cannot work" in done.out
+    # Nothing was searched, drawn or stored.
+    assert [path.name for path in place.folder.iterdir()] == ["shrinks.py"]
+
+
+def test_a_space_that_works_is_told_so_with_what_it_will_take(place: Place) -> None:
+    (place.folder / "works.py").write_text(SHRINKS.replace("LEVELS", "2"))
+    told = place.succeed("validate", "works.py")
+    assert "FAILS" not in told
+    assert "configs work" in told and "parameters" in told and "a trial" in told

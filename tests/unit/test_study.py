@@ -1,0 +1,196 @@
+"""A study says what it is, or what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlnn_search.config import Config, FashionMnist, Mlp, Mnist, Training
+from dlnn_search.errors import StorageError, StudyError
+from dlnn_search.metrics import DIRECTIONS
+from dlnn_search.search.optuna_study import example_config, make_pruner, make_sampler
+from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe, is_better
+
+
+def space(trial: optuna.Trial) -> Config:
+    return Config(model=Mlp(), training=Training(learning_rate=trial.suggest_float("rate", 0.1, 1)))
+
+
+def other_space(trial: optuna.Trial) -> Config:
+    return Config(model=Mlp())
+
+
+def a_study(**changes: Any) -> Study:
+    return Study(
+        **{"space": space, "data": Mnist(), "maximize": "accuracy", "name": "mine", **changes}
+    )
+
+
+def metric_study(direction: str, metric: str) -> Study:
+    return a_study(**{"maximize": None, direction: metric})
+
+
+@pytest.mark.parametrize("metric", DIRECTIONS)
+def test_a_study_optimises_any_metric_in_its_direction_and_in_no_other(metric: str) -> None:
+    right = DIRECTIONS[metric]
+    wrong = "maximize" if right == "minimize" else "minimize"
+    study = metric_study(right, metric)
+    assert (study.metric, study.direction) == (metric, right)
+    with pytest.raises(StudyError, match=f"'{metric}' to be {right}d, got {wrong}='{metric}'"):
+        metric_study(wrong, metric)
+
+
+@pytest.mark.parametrize("both", [{}, {"minimize": "loss", "maximize": "accuracy"}])
+def test_a_study_optimises_exactly_one_metric(both: dict[str, Any]) -> None:
+    with pytest.raises(StudyError, match=r"exactly one of minimize='\.\.\.' and maximize="):
+        Study(space=space, **both)
+
+
+def test_an_unknown_metric_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(StudyError, match=r"Unknown metric 'acc'\. Expected one of: loss, accuracy"):
+        Study(space=space, maximize="acc")
+
+
+@pytest.mark.parametrize("trials", [0, -1])
+def test_a_budget_has_at_least_one_trial(trials: int) -> None:
+    with pytest.raises(StudyError, match=f"at least 1 trial, got trials={trials}"):
+        a_study(trials=trials)
+
+
+def test_a_quick_version_is_a_study_of_its_own_that_changes_what_it_names() -> None:
+    full = a_study(
+        epochs=20,
+        trials=60,
+        pruner=Halving(first_rung=5),
+        quick=Quick(trials=2, epochs=1, data=Mnist(n_training=100), space=other_space),
+    )
+    quick = full.quick_version()
+    assert quick.name == "mine-quick"
+    assert (quick.trials, quick.epochs, quick.data) == (2, 1, Mnist(n_training=100))
+    assert (quick.space, quick.pruner, quick.quick) == (other_space, None, None)
+    assert (quick.metric, quick.sampler) == (full.metric, full.sampler)
+
+
+def test_a_quick_version_keeps_what_it_does_not_name() -> None:
+    quick = a_study(epochs=20, quick=Quick(trials=2)).quick_version()
+    assert (quick.space, quick.data, quick.epochs) == (space, Mnist(), 20)
+
+
+def test_a_study_without_a_quick_version_says_so() -> None:
+    for study in (a_study(), a_study(quick=Quick(trials=2)).quick_version()):
+        with pytest.raises(StudyError, match=f"'{study.name}' has no quick version"):
+            study.quick_version()
+
+
+def test_a_config_of_a_study_is_judged_by_its_metric() -> None:
+    study = Study(space=space, data=FashionMnist(), minimize="loss", epochs=4)
+    config = example_config(study)
+    assert (config.training.monitor, config.training.epochs) == ("loss", 4)
+    assert config.data == FashionMnist()
+
+
+def test_a_config_that_names_its_metric_itself_keeps_it() -> None:
+    study = a_study(
+        space=lambda trial: Config(model=Mlp(), training=Training(monitor="loss")),
+    )
+    assert example_config(study).training.monitor == "loss"
+
+
+def test_a_space_that_fails_is_named_with_the_error() -> None:
+    def failing(trial: optuna.Trial) -> Config:
+        raise ZeroDivisionError("by nothing")
+
+    with pytest.raises(
+        StudyError, match=r"space of 'mine' failed: .*ZeroDivisionError: by nothing"
+    ) as caught:
+        example_config(a_study(space=failing))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_space_that_makes_an_invalid_config_is_told_which_value_is_wrong() -> None:
+    def invalid(trial: optuna.Trial) -> Config:
+        return Config(model=Mlp(), training=Training(epochs=0))
+
+    with pytest.raises(StudyError, match=r"space of 'mine' made an invalid config.*\n *epochs:"):
+        example_config(a_study(space=invalid))
+
+
+@pytest.mark.parametrize("returned", [None, 3, Mlp()])
+def test_a_space_that_returns_something_else_is_told_what(returned: object) -> None:
+    with pytest.raises(StudyError, match=f"return a Config, got {type(returned).__name__}"):
+        example_config(a_study(space=lambda trial: returned))
+
+
+@pytest.mark.parametrize("error", [StorageError("The disk is full."), optuna.TrialPruned()])
+def test_what_is_not_the_spaces_fault_passes_through_it(error: Exception) -> None:
+    def failing(trial: optuna.Trial) -> Config:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        example_config(a_study(space=failing))
+    assert caught.value is error
+
+
+def test_a_space_that_changes_its_choices_is_told_so() -> None:
+    def changing(trial: optuna.Trial) -> Config:
+        for choices in (["a"], ["a", "b"]):
+            trial.suggest_categorical("choice", choices)
+        return Config(model=Mlp())
+
+    with pytest.raises(StudyError, match=r"space of 'mine' failed: .*ValueError"):
+        example_config(a_study(space=changing))
+
+
+def test_slots_have_seeds_of_their_own_and_workers_have_not() -> None:
+    def drawn(study: str, slot: int) -> float:
+        sampler = make_sampler(RandomSearch(), study, slot)
+        return optuna.create_study(sampler=sampler).ask().suggest_float("x", 0, 1)
+
+    places = [(name, slot) for name in ("a", "b") for slot in range(20)]
+    first = [drawn(*place) for place in places]
+    assert first == [drawn(*place) for place in places]
+    assert len(set(first)) == len(places)
+
+
+def test_samplers_and_pruners_are_those_that_the_study_describes() -> None:
+    assert isinstance(make_sampler(RandomSearch(), "s", 0), optuna.samplers.RandomSampler)
+    assert isinstance(make_sampler(Tpe(), "s", 0), optuna.samplers.TPESampler)
+    assert isinstance(make_pruner(None), optuna.pruners.NopPruner)
+    assert isinstance(make_pruner(Halving(2)), optuna.pruners.SuccessiveHalvingPruner)
+
+
+def test_a_pruner_lets_every_trial_reach_its_first_rung_and_the_best_pass_it() -> None:
+    study = optuna.create_study(pruner=make_pruner(Halving(first_rung=3, factor=2)))
+    pruned = []
+    for value in (1.0, 2.0, 3.0, 4.0):
+        trial = study.ask()
+        for epoch in (1, 2, 3):
+            trial.report(value, epoch)
+            if epoch < 3:
+                assert not trial.should_prune()
+        pruned.append(trial.should_prune())
+        study.tell(trial, value)
+    assert pruned == [False, True, True, True]
+
+
+numbers = st.floats(allow_nan=False)
+
+
+@given(a=numbers, b=numbers)
+def test_of_two_values_one_is_better_unless_they_are_equal(a: float, b: float) -> None:
+    for direction in ("minimize", "maximize"):
+        assert is_better(a, b, direction) + is_better(b, a, direction) == (a != b)
+    assert is_better(a, b, "minimize") == is_better(-a, -b, "maximize")
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_nan_is_never_better_and_anything_else_is_better_than_nothing(direction: str) -> None:
+    for than in (None, 1.0, math.inf):
+        assert not is_better(math.nan, than, direction)
+    for value in (0.0, -math.inf, math.inf):
+        assert is_better(value, None, direction)
