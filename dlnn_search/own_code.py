@@ -105,7 +105,7 @@ def call(function: Callable[..., Any], what: str, error: type[DlnnSearchError], 
         return function(copy.deepcopy(options), *others)
     except DlnnSearchError:
         raise
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:
         where = line_of(raised, function.__code__.co_filename)
         raise error(f"{what} failed: {where}{type(raised).__name__}: {raised}") from raised
 

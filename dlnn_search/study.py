@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from dlnn_search.config import Config, Data, OwnData, OwnModel, explain, study_defaults
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.own_code import Builder, Loader, OwnCode
+from dlnn_search.own_code import Builder, Loader, OwnCode, line_of
 
 Space = Callable[[optuna.Trial], Config]
 
@@ -201,13 +201,15 @@ class Study:
                 config = self.space(trial)
         except ValidationError as error:
             raise StudyError(
-                f"The space of '{self.name}' made an invalid config:\n{explain(error)}"
+                f"The space of '{self.name}' made an invalid config: {self._line(error)}\n"
+                f"{explain(error)}"
             ) from error
         except (DlnnSearchError, optuna.TrialPruned):
             raise
         except Exception as error:
             raise StudyError(
-                f"The space of '{self.name}' failed: {type(error).__name__}: {error}"
+                f"The space of '{self.name}' failed: {self._line(error)}"
+                f"{type(error).__name__}: {error}"
             ) from error
         if not isinstance(config, Config):
             raise StudyError(
@@ -244,6 +246,10 @@ class Study:
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
         return OwnCode(self.code_name, fingerprint, self.load, self.build)
 
+    def _line(self, error: BaseException) -> str:
+        code = getattr(self.space, "__code__", None)
+        return "" if code is None else line_of(error, code.co_filename)
+
     def definition(self) -> dict[str, Any]:
         """Return what makes trials comparable: the settings and the code, without comments.
 
@@ -252,7 +258,7 @@ class Study:
         settings = {
             "metric": self.metric,
             "direction": self.direction,
-            "data": None if self.data is None else self.data.model_dump(mode="json"),
+            "data": None if self.data is None else self.data.meaning(),
             "epochs": self.epochs,
             "sampler": repr(self.sampler),
             "pruner": repr(self.pruner),

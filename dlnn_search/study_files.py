@@ -120,7 +120,7 @@ def _load_file(path: Path) -> Study:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except DlnnSearchError as error:
         raise StudyError(f"The study file '{path}' is not valid: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StudyError(
             f"The study file '{path}' cannot be run: {line_of(error, str(path))}"
             f"{type(error).__name__}: {error}"
@@ -147,6 +147,10 @@ def _read(path: Path) -> str:
         line = "" if error.lineno is None else f"line {error.lineno}: "  # none for null bytes
         raise StudyError(
             f"The study file '{path}' is no valid Python: {line}{error.msg}."
+        ) from error
+    except (MemoryError, RecursionError) as error:  # Python's words for it
+        raise StudyError(
+            f"The study file '{path}' is no valid Python: it is nested too deep."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or null bytes
         raise StudyError(f"The study file '{path}' cannot be read: {error}") from error

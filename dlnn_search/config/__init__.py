@@ -178,8 +178,8 @@ class Config(Frozen):
 
     def fingerprint(self) -> str:
         """Return 12 hexadecimal digits that are equal for configs that mean the same."""
-        plain = self.model_dump(mode="json", exclude={"origin"})
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        meaning = {key: value for key, value in self.meaning().items() if key != "origin"}
+        text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -198,13 +198,15 @@ def read_config(path: Path) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"Cannot read the config '{path}': {error}. "
+            f"Cannot read the config '{path}': {getattr(error, 'strerror', None) or error}. "
             f"Write one with 'dlnn-search export STUDY -o {path.name}'."
         ) from error
     try:
         return Config.model_validate_json(text)
     except ValidationError as error:
         raise UsageError(f"'{path}' is no valid config:\n{explain(error)}") from error
+    except ValueError as error:  # a default's, which pydantic does not explain
+        raise UsageError(f"'{path}' is no valid config:\n  data: {error}") from error
 
 
 def explain(error: ValidationError) -> str:

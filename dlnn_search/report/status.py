@@ -15,6 +15,9 @@ from dlnn_search.storage.schema import curves, now, slots, workers
 #: A worker that was silent for longer is shown no more; what it held is claimed by its lease.
 SILENT_SECONDS = 150.0
 
+#: Trials that the time of the next ones is estimated from.
+N_TRIALS_FOR_ESTIMATE = 50
+
 
 @dataclass(frozen=True)
 class WorkerStatus:
@@ -86,28 +89,27 @@ def _share_done(worker: WorkerStatus) -> float:
 
 def study_status(database: Database, study: StoredStudy) -> StudyStatus:
     """Return the study as it stands now."""
+    ended = (
+        sa.select(slots.c.outcome.label("key"), sa.func.count().label("n"))
+        .where(slots.c.study_id == study.id, slots.c.outcome.is_not(None))
+        .group_by(slots.c.outcome)
+    )
+    under_way = (
+        sa.select(slots.c.state, sa.func.count())
+        .where(slots.c.study_id == study.id, slots.c.state.in_(["open", "held"]))
+        .group_by(slots.c.state)
+    )
     with database.transaction() as connection:
-        rows = connection.execute(
-            sa.select(
-                sa.func.coalesce(slots.c.outcome, slots.c.state).label("key"),
-                sa.func.count().label("n"),
-            )
-            .where(slots.c.study_id == study.id)
-            .group_by("key")
-        ).all()
+        # Apart, since an index answers each without a look at the rows and their configs.
+        rows = connection.execute(ended.union_all(under_way)).all()
         present = connection.execute(
             sa.select(workers, (now() - workers.c.seen_at).label("silent_seconds"))
             .where(workers.c.study_id == study.id, workers.c.state != "stopped")
             .where(workers.c.seen_at > now() - SILENT_SECONDS)
             .order_by(workers.c.host, workers.c.id)
         ).all()
-        seconds = connection.scalar(
-            sa.select(sa.func.sum(curves.c.seconds))
-            .join(slots, slots.c.id == curves.c.slot_id)
-            .where(slots.c.study_id == study.id, slots.c.state == "done")
-        )
+        mean_trial_seconds = connection.scalar(_mean_seconds_of_last_trials(study))
     counts = {row.key: row.n for row in rows}
-    n_done = sum(counts.get(key, 0) for key in ("complete", "pruned", "failed"))
     best = best_trials(database, study, 1)
     return StudyStatus(
         name=study.name,
@@ -132,8 +134,21 @@ def study_status(database: Database, study: StoredStudy) -> StudyStatus:
             for row in present
         ],
         best=best[0] if best else None,
-        mean_trial_seconds=seconds / n_done if seconds and n_done else None,
+        mean_trial_seconds=mean_trial_seconds,
     )
+
+
+def _mean_seconds_of_last_trials(study: StoredStudy) -> sa.Select[Any]:
+    """Of the last only: the view asks each second, and a sum over 1,000,000 epochs takes 0.4 s."""
+    last = (
+        sa.select(slots.c.id)
+        .where(slots.c.study_id == study.id, slots.c.state == "done")
+        .order_by(slots.c.number.desc())
+        .limit(N_TRIALS_FOR_ESTIMATE)
+        .subquery()
+    )
+    n = sa.select(sa.func.count()).select_from(last).scalar_subquery()
+    return sa.select(sa.func.sum(curves.c.seconds) / n).join(last, last.c.id == curves.c.slot_id)
 
 
 def best_trials(database: Database, study: StoredStudy, n: int) -> list[TrialStatus]:
@@ -159,21 +174,23 @@ def _trials(
     order: Sequence[Any],
     limit: int | None,
 ) -> list[TrialStatus]:
+    # The trials first, then their curves: a sum over all curves of the database takes 0.4 s.
+    chosen = sa.select(slots.c.id).where(where).order_by(*order).limit(limit)
     spent = (
         sa.select(
             curves.c.slot_id,
             sa.func.count().label("epochs_done"),
             sa.func.sum(curves.c.seconds).label("seconds"),
         )
+        .where(curves.c.slot_id.in_(chosen))
         .group_by(curves.c.slot_id)
         .subquery()
     )
     query = (
         sa.select(slots, spent.c.epochs_done, spent.c.seconds)
         .outerjoin(spent, spent.c.slot_id == slots.c.id)
-        .where(where)
+        .where(slots.c.id.in_(chosen))
         .order_by(*order)
-        .limit(limit)
     )
     with database.transaction() as connection:
         rows = connection.execute(query).all()

@@ -77,7 +77,7 @@ def corner_trials(ask: Callable[[optuna.Trial], object], n_random: int) -> Itera
         return is_new
 
     for which in ("low", "high"):
-        trial = asked(_Chooser(lambda _, distribution, w=which: ends(distribution)[w]))
+        trial = asked(_Chooser(_at_end(which)))
         if fresh(trial):
             yield trial
     visited: set[str] = set()
@@ -93,6 +93,10 @@ def corner_trials(ask: Callable[[optuna.Trial], object], n_random: int) -> Itera
                 yield trial
     for seed in range(n_random):
         yield asked(RandomSampler(seed=seed))
+
+
+def _at_end(which: str) -> Choose:
+    return lambda _, distribution: ends(distribution)[which]
 
 
 def _fixing(values: dict[str, Any]) -> Choose:

@@ -54,13 +54,19 @@ def make_pruner(pruner: Halving | None) -> optuna.pruners.BasePruner:
 def open_optuna_study(study: Study, database: Database) -> optuna.Study:
     """Return Optuna's study of this name, made where it is missing."""
     with storage_errors(database.url):
-        return optuna.create_study(
+        opened = optuna.create_study(
             study_name=study.name,
             storage=database.optuna,
             direction=study.direction,
             pruner=make_pruner(study.pruner),
             load_if_exists=True,
         )
+        if opened.metric_names is None:
+            with warnings.catch_warnings():
+                # The dashboard's axes say the metric's name, else "Objective 0".
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                opened.set_metric_names([study.metric.replace("_", " ")])
+        return opened
 
 
 def example_config(study: Study) -> Config:

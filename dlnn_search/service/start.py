@@ -16,6 +16,7 @@ from dlnn_search.search.optuna_study import example_config, open_optuna_study
 from dlnn_search.service.supervisor import Supervisor, threads_per_worker, worker_environment
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.definitions import register
+from dlnn_search.storage.presence import dead_workers
 from dlnn_search.storage.slots import Slots
 from dlnn_search.study import Study
 
@@ -65,6 +66,8 @@ def start(
         slots = Slots(database, stored.id)
         made_before = study_status(database, stored).budget
         slots.extend_to(n_trials or made_before or study.trials)
+        for worker in dead_workers(database, stored.id):
+            slots.release_of_dead(worker)
         live = view(lambda: study_status(database, stored))
         if slots.all_done():
             return Started(study_status(database, stored), ended_by_itself=True)

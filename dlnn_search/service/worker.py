@@ -15,7 +15,7 @@ from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.search.objective import Objective, Verdict, remove_checkpoints
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
 from dlnn_search.service.note import write_note
-from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
@@ -84,7 +84,7 @@ def run_worker(
     slot: Slot | None = None
     n_bugs = 0
     try:
-        with interrupted.listening(), storage_errors(database.url):
+        with interrupted.listening():
             while not interrupted():
                 _tell_what_is_untold(optuna_study, slots)
                 slot = slots.claim(presence.worker)
@@ -129,7 +129,12 @@ def _run_slot(
     database: Database,
 ) -> Verdict:
     trial = begin_trial(optuna_study, study, slot)
-    slots.begin(slot, trial._trial_id, trial.number)
+    try:
+        slots.begin(slot, trial._trial_id, trial.number)
+    except LostLeaseError:
+        if slots.trial_of(slot) != trial._trial_id:  # nobody will go on with it
+            tell(optuna_study, trial._trial_id, "failed", None)
+        raise
     if slot.losses >= MAX_LOSSES:
         verdict = Verdict(
             "failed", reason=f"Lost {slot.losses} times: its workers were killed or hung."

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from dlnn_search.errors import StudyError, UsageError, did_you_mean
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.schema import now
+from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import studies as table
 
 #: Changed lines shown of an edited study; the rest is counted.
@@ -58,6 +58,13 @@ def register(database: Database, name: str, definition: dict[str, Any]) -> Store
         )
     stored = find(database, name)
     differences = _differences(stored.definition, definition)
+    if differences and not _has_trials(database, stored.id):
+        # A study that has not begun may be mended, for example after its data were not found.
+        with database.transaction() as connection:
+            connection.execute(
+                table.update().where(table.c.id == stored.id).values(definition=definition)
+            )
+        return StoredStudy(stored.id, name, definition)
     if differences:
         raise StudyError(
             f"The study '{name}' was edited after its first trial; trials of two definitions "
@@ -75,15 +82,13 @@ def find(database: Database, name: str) -> StoredStudy:
     Raises:
         UsageError: If the database has none of that name.
     """
-    known = all_studies(database)
-    for study in known:
-        if study.name == name:
-            return study
-    raise UsageError(
-        f"The database {database.shown} has no study '{name}'."
-        + did_you_mean(name, [study.name for study in known])
-        + f" Begin it with 'dlnn-search start {name}'."
-    )
+    known = {study.name: study for study in all_studies(database)}
+    if name in known:
+        return known[name]
+    hint = did_you_mean(name, known)
+    if "Did you mean" not in hint:
+        hint += f" Begin it with 'dlnn-search start {name}'."
+    raise UsageError(f"The database {database.shown} has no study '{name}'.{hint}")
 
 
 def all_studies(database: Database) -> Sequence[StoredStudy]:
@@ -91,6 +96,16 @@ def all_studies(database: Database) -> Sequence[StoredStudy]:
     with database.transaction() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.id)).all()
     return [StoredStudy(row.id, row.name, row.definition) for row in rows]
+
+
+def _has_trials(database: Database, study_id: int) -> bool:
+    with database.transaction() as connection:
+        begun = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(slots)
+            .where(slots.c.study_id == study_id, slots.c.trial_id.is_not(None))
+        )
+    return bool(begun)
 
 
 def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from pathlib import Path
 from typing import Any
+
+import psutil
+import sqlalchemy as sa
 
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
@@ -24,6 +28,7 @@ class Presence:
                     id=self.worker,
                     study_id=study_id,
                     host=socket.gethostname(),
+                    processes=process_space(),
                     pid=os.getpid(),
                     state="starting",
                     seen_at=now(),
@@ -36,6 +41,29 @@ class Presence:
             connection.execute(
                 table.update().where(table.c.id == self.worker).values(seen_at=now(), **values)
             )
+
+
+def dead_workers(database: Database, study_id: int) -> list[str]:
+    """Return the workers of this machine's present run whose processes are gone.
+
+    Their leases would end by themselves; a start after a crash need not wait for that.
+    """
+    with database.transaction() as connection:
+        rows = connection.execute(
+            sa.select(table.c.id, table.c.pid)
+            .where(table.c.study_id == study_id, table.c.state != "stopped")
+            .where(table.c.processes == process_space())
+        ).all()
+    return [row.id for row in rows if not psutil.pid_exists(row.pid)]
+
+
+def process_space() -> str:
+    """Name what a process number is counted in: a host's run since its boot, or a container."""
+    try:
+        inside = Path("/proc/self/ns/pid").readlink()
+    except OSError:  # not Linux: no containers of this kind
+        inside = Path()
+    return f"{socket.gethostname()[:60]} {round(psutil.boot_time())} {inside}"
 
 
 def new_worker_name() -> str:

@@ -86,6 +86,7 @@ workers = Table(
     Column("id", String(128), primary_key=True),
     Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
     Column("host", String(255), nullable=False),
+    Column("processes", String(128), nullable=False),
     Column("pid", Integer, nullable=False),
     Column("state", String(16), nullable=False),  # starting, training, waiting, stopped
     Column("seen_at", Float, nullable=False),

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from dlnn_search.errors import DlnnSearchError
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import now, studies
+from dlnn_search.storage.schema import now, studies, workers
 from dlnn_search.storage.schema import slots as table
 
 #: Longer than any honest silence of a worker: building, compiling and the first batches of a
@@ -130,6 +130,11 @@ class Slots:
         """
         self._update_held(slot, trial_id=trial_id, trial_number=trial_number)
 
+    def trial_of(self, slot: Slot) -> int | None:
+        """Return Optuna's id of the trial that the slot's present holder fills it with."""
+        with self._database.transaction() as connection:
+            return connection.scalar(sa.select(table.c.trial_id).where(table.c.id == slot.id))
+
     def set_config(self, slot: Slot, config: dict[str, Any]) -> None:
         """Note what the slot's trial trains, for whoever goes on with it.
 
@@ -193,6 +198,9 @@ class Slots:
                     losses=table.c.losses + 1,
                     fence=table.c.fence + 1,
                 )
+            )
+            connection.execute(
+                workers.update().where(workers.c.id == worker).values(state="stopped")
             )
 
     def untold(self) -> Sequence[Settled]:

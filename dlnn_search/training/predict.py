@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dlnn_search.data.split import Split
 from dlnn_search.models.heads import Head, by_name
 
-#: Images a prediction; larger ones leave the cache and are slower.
+#: Images a prediction: few calls, little memory.
 PREDICTION_BATCH = 256
 
 

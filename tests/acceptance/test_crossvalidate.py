@@ -1,13 +1,14 @@
 """`crossvalidate`: a model a fold, from a file or a name, going on where it stopped."""
 
 import json
+from typing import Any
 
 import pytest
 
 from .command_line import Place, wait_for
 
 USAGE = 2
-CONFIG = {
+CONFIG: dict[str, dict[str, Any]] = {
     "data": {
         "name": "clocks",
         "source": "rendered",
@@ -32,7 +33,10 @@ def test_a_row_a_fold_mean_and_spread_and_json(place: Place) -> None:
     assert "2-fold cross-validation on clocks" in told
     assert "±" in told and "2 folds" in told and "Wrote folds.json" in told
     summary = json.loads((place.folder / "folds.json").read_text())
-    assert [(fold["fold"], fold["n_validation"]) for fold in summary["folds"]] == [(1, 576), (2, 576)]
+    assert [(fold["fold"], fold["n_validation"]) for fold in summary["folds"]] == [
+        (1, 576),
+        (2, 576),
+    ]
     errors = [fold["validation"]["common_sense_error"] for fold in summary["folds"]]
     assert summary["mean"]["common_sense_error"] == pytest.approx(sum(errors) / 2)
     spread = abs(errors[0] - errors[1]) / 2**0.5
@@ -45,15 +49,17 @@ def test_a_row_a_fold_mean_and_spread_and_json(place: Place) -> None:
 
 
 def test_an_interrupted_cross_validation_goes_on(place: Place) -> None:
-    write_config(place, epochs=4, batch_size=1)
+    write_config(place, epochs=3, batch_size=2)
     with place.begin("crossvalidate", "mine.json", "--folds", 2) as running:
-        wait_for("an epoch", lambda: "fold 1: epoch 1/4" in running.said())
+        wait_for("an epoch", lambda: "fold 1: epoch 1/3" in running.said())
         running.interrupt()
         assert running.wait() == 130
-    write_config(place, epochs=4, batch_size=1)
+    write_config(place, epochs=3, batch_size=2)
     with place.begin("crossvalidate", "mine.json", "--folds", 2) as running:
-        first = wait_for("an epoch", lambda: [x for x in running.said().splitlines() if "fold" in x])
-        assert "fold 1: epoch 1/4" not in first[0]
+        first = wait_for(
+            "an epoch", lambda: [x for x in running.said().splitlines() if "fold" in x]
+        )
+        assert "fold 1: epoch 1/3" not in first[0]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +71,7 @@ def test_an_interrupted_cross_validation_goes_on(place: Place) -> None:
         (["mnist_mlp", "-o", "nowhere/x.json"], ["no folder 'nowhere'"]),
     ],
 )
-def test_what_cannot_be_meant_is_told(
-    place: Place, arguments: list[str], parts: list[str]
-) -> None:
+def test_what_cannot_be_meant_is_told(place: Place, arguments: list[str], parts: list[str]) -> None:
     done = place.run("crossvalidate", *arguments)
     assert done.code == USAGE, done.both
     for part in parts:

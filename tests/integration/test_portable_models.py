@@ -58,12 +58,8 @@ DIGITS = Config(data=Mnist(permutation_seed=3), model=Cnn(blocks=BLOCKS, dense=(
 BFLOAT16 = clock(TwoSoftmax(), "mixed_bfloat16")
 # Normalised without contrast before it: the layer sees bytes.
 PLAIN = BFLOAT16.model_copy(update={"model": BFLOAT16.model.model_copy(update={"contrast": None})})
-CONFIGS = {
-    "digits": DIGITS,
-    "bfloat16": BFLOAT16,
-    "bytes": PLAIN,
-    **{head.kind: clock(head) for head in HEADS},
-}
+CONFIGS: dict[str, Config] = {"digits": DIGITS, "bfloat16": BFLOAT16, "bytes": PLAIN}
+CONFIGS |= {str(head.kind): clock(head) for head in HEADS}
 
 ALONE = """
 import sys
@@ -120,12 +116,14 @@ def test_models_predict_alike_without_this_package(folder: Path, name: str) -> N
     arrays = {name: np.asarray(value) for name, value in outputs.items()}
     by_keras, by_tensorflow = (np.load(folder / f"{number}.npz") for number in (0, 1))
     tolerance = 2e-2 if config.training.precision == "mixed_bfloat16" else 1e-5
+    portable = {
+        output: by_keras[f"{name} {output if len(arrays) > 1 else 'output'}"] for output in arrays
+    }
     for output, expected in arrays.items():
-        np.testing.assert_allclose(by_keras[f"{name} {output}"], expected, atol=tolerance)
+        np.testing.assert_allclose(portable[output], expected, atol=tolerance)
     read = {key.split()[1]: by_tensorflow[key] for key in by_tensorflow if key.split()[0] == name}
     answer = read["minutes"] if "minutes" in read else read["class"]
     assert answer.dtype == np.int64
-    portable = {o: by_keras[f"{name} {o}"] for o in arrays}
     np.testing.assert_array_equal(answer, head.decode(portable))
     if name == "digits":
         assert set(read) == {"class", "probability"}

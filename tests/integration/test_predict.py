@@ -40,7 +40,9 @@ def gradient(width: int = 90, height: int = 60) -> Image.Image:
     return Image.fromarray(levels.astype(np.uint8))
 
 
-def read(path: Path, config: Config = CLOCK, shape: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
+def read(
+    path: Path, config: Config = CLOCK, shape: tuple[int, int] = (32, 32)
+) -> NDArray[np.uint8]:
     found = read_picture(path, config, shape)
     assert found.dtype == np.uint8 and found.shape == shape
     return found
@@ -133,7 +135,10 @@ def test_a_digit_is_light_on_dark_fits_its_box_and_is_centred(tmp_path: Path) ->
         ImageDraw.Draw(sheet).line([(300, 40), (300, 240)], fill=ink, width=20)
         sheet.save(tmp_path / "one.png")
         found = read(tmp_path / "one.png", DIGIT, SHAPE).astype(int)
-        rows, columns = np.flatnonzero(found.max(axis=1) > 20), np.flatnonzero(found.max(axis=0) > 20)
+        rows, columns = (
+            np.flatnonzero(found.max(axis=1) > 20),
+            np.flatnonzero(found.max(axis=0) > 20),
+        )
         assert found.max() > 250 and found[0].max() == 0
         assert np.ptp(rows) + 1 == 20
         assert 14 <= np.mean(rows) + 0.5 <= 15 and 14 <= np.mean(columns) + 0.5 <= 15
@@ -172,7 +177,8 @@ def test_clocks_are_read_and_drawn_each_in_a_file_of_its_own(models: Path, tmp_p
         assert reading.words == "{:02d}:{:02d}".format(*divmod(reading.minutes, 60))
     drawn = sorted((tmp_path / "drawn").iterdir())
     assert [path.name for path in drawn] == ["001-same-read.png", "002-same-read.png"]
-    assert Image.open(drawn[0]).size == (600, 300)
+    with Image.open(drawn[0]) as picture:
+        assert picture.size == (600, 300)
 
 
 def test_models_that_cannot_be_used_are_told(models: Path, tmp_path: Path) -> None:

@@ -205,8 +205,21 @@ BOTH = pytest.mark.parametrize("quick", [False, True])
 
 class TestDefinitions:
     def register(self, database: Database, study: Study, quick: bool) -> int:
+        """Register a study, and begin its first trial unless there is one."""
         study = study.quick_version() if quick else study
-        return register(database, study.name, study.definition()).id
+        study_id = register(database, study.name, study.definition()).id
+        slots = Slots(database, study_id)
+        slots.extend_to(1)
+        slot = slots.claim("worker")
+        if slot is not None:
+            slots.begin(slot, 1, 0)
+        return study_id
+
+    def test_a_study_without_trials_may_be_mended(self, database: Database) -> None:
+        register(database, "some-study", a_study().definition())
+        mended = a_study(epochs=4).definition()
+        assert register(database, "some-study", mended).definition == mended
+        assert find(database, "some-study").definition == mended
 
     @BOTH
     @pytest.mark.parametrize("what", UNCHANGED)

@@ -40,9 +40,7 @@ def digits(n: int, seed: int) -> Split:
 
 
 DATA = TrainingData(digits(210, 1), digits(90, 2))
-CNN = Cnn(
-    blocks=(Conv(filters=4), BatchNorm(), Pool(), Dropout(rate=0.2)), dense=(Dense(units=8),)
-)
+CNN = Cnn(blocks=(Conv(filters=4), BatchNorm(), Pool(), Dropout(rate=0.2)), dense=(Dense(units=8),))
 
 
 def config_of(model: Mlp | Cnn = CNN, **training: object) -> Config:
@@ -102,7 +100,12 @@ def test_a_plateau_halves_the_rate_after_epochs_that_were_no_better(
 def test_a_plateau_s_rate_is_trained_with() -> None:
     # Halved after every epoch that is no better: soon nothing changes any more.
     config = config_of(
-        Mlp(), epochs=40, schedule="plateau", plateau_patience=1, monitor="accuracy", optimizer="sgd"
+        Mlp(),
+        epochs=40,
+        schedule="plateau",
+        plateau_patience=1,
+        monitor="accuracy",
+        optimizer="sgd",
     )
     losses = [epoch.metrics["loss"] for epoch in fit(config, DATA).curve]
     constant = fit(config_of(Mlp(), epochs=40, optimizer="sgd"), DATA).curve
@@ -110,7 +113,7 @@ def test_a_plateau_s_rate_is_trained_with() -> None:
     assert abs(losses[-1] - losses[-2]) < 0.2 * abs(losses[1] - losses[0])
 
 
-FULL = {
+FULL: dict[str, Any] = {
     "deterministic": True,
     "average": 0.9,
     "augmentation": Augmentation(rotation=0.3, shift=0.1, brightness=0.2, glare=0.2),

@@ -89,7 +89,7 @@ def test_what_the_space_raises_passes_through() -> None:
 @pytest.mark.parametrize(
     ("distribution", "expected"),
     [
-        (IntDistribution(1, 10), 6),
+        (IntDistribution(1, 9), 5),
         (IntDistribution(1, 100, log=True), 10),
         (IntDistribution(8, 64, step=8), 40),
         (FloatDistribution(0.0, 0.5), 0.25),
@@ -104,4 +104,6 @@ def test_the_middle_is_on_the_scale_and_on_a_step(
     value = middle(distribution)
     assert value == expected
     assert distribution._contains(distribution.to_internal_repr(value))
-    assert all(distribution._contains(distribution.to_internal_repr(v)) for v in extremes(distribution))
+    assert all(
+        distribution._contains(distribution.to_internal_repr(v)) for v in extremes(distribution)
+    )

@@ -12,9 +12,7 @@ CLOCKS = np.stack(np.divmod(np.repeat(np.arange(720), 20), 60), axis=1).astype(n
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    st.lists(st.integers(0, 9), min_size=7, max_size=200), st.integers(2, 7), st.integers(0, 5)
-)
+@given(st.lists(st.integers(0, 9), min_size=7, max_size=200), st.integers(2, 7), st.integers(0, 5))
 def test_folds_part_all_rows_and_spread_each_class(
     classes: list[int], n_folds: int, seed: int
 ) -> None:

@@ -20,7 +20,7 @@ from dlnn_search.config import (
     SoftLabels,
     TwoSoftmax,
 )
-from dlnn_search.models.heads.digit import ClassHead
+from dlnn_search.models.heads.classes import ClassHead
 from dlnn_search.models.heads.head import Head, Layers, Outputs, Tensor
 from dlnn_search.models.heads.joint import JointHead
 from dlnn_search.models.heads.softmax import OneSoftmaxHead, SoftLabelsHead, TwoSoftmaxHead
