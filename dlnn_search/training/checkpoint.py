@@ -49,9 +49,10 @@ class State:
     Attributes:
         precision: The concrete one that it began with; `auto` could resolve differently later.
         curve: The epochs so far.
-        last: After the last of them: weights, dropout's seeds and the optimiser's state, in the
-            order of the model's and then the optimiser's variables.
-        best: The weights after the best epoch, as `keras.Model.get_weights` orders them.
+        last: After the last of them: weights, dropout's seeds, the optimiser's state and the
+            averaged weights, in the order of the model's, optimiser's and average's variables.
+        best: The weights that count after the best epoch (the average, if there is one), as
+            `keras.Model.get_weights` orders them.
     """
 
     precision: str

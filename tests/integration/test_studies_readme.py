@@ -69,7 +69,7 @@ def test_the_study_of_own_code_runs_as_written_from_validation_to_the_test(tmp_p
     said = run(tmp_path, "evaluate", "best.json", "--study", "./my_shapes.py", "--seeds", "1")
     assert "Test of my-shapes" in said and "1 opening of the test split" in said
     tested = json.loads((tmp_path / "best-test" / "evaluation.json").read_text(encoding="utf-8"))
-    assert tested["seeds"][0]["test"]["accuracy"] > 0.5
+    assert tested["seeds"][0]["test"]["accuracy"] > 0.5  # chance is 0.33
     assert len((tmp_path / "best-test" / "predictions-seed0.csv").read_text().split()) == 1 + 120
     assert list((tmp_path / "best-test").glob("*.keras"))
     # Loaded once, for all of these commands.
