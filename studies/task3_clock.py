@@ -51,11 +51,11 @@ def head(
     minute = trial.suggest_int("minute_units", *units, log=True)
     # The report weighs 6 to 4: 60 minutes hang on the hour. The ratio counts, from 1:2 to 4:1.
     hour_weight = trial.suggest_float("hour_weight", 2.0, 16.0, log=True)
-    kinds = {
-        "two_softmax": TwoSoftmax,
-        "soft_labels": SoftLabels,
+    kinds: dict[str, type[TwoSoftmax | SoftLabels | Joint | SinCos]] = {
         "joint": Joint,
         "sin_cos": SinCos,
+        "soft_labels": SoftLabels,
+        "two_softmax": TwoSoftmax,
     }
     return kinds[kind](
         hour=(Dense(units=hour, activation=activation), drop),

@@ -274,7 +274,7 @@ def test_a_file_that_is_missing_is_answered_with_the_command_that_writes_one(
         (b"{", "is no valid config"),
         (b"[]", "is no valid config"),
         (b"null", "is no valid config"),
-        (b"{}", "data: "),
+        (b"{}", "needs `data="),
         (b'{"data": {"name": "mnist"}}', "model: Field required"),
         (b"\xff\xfe\x00\x01", "Cannot read the config"),
         (b"\x00" * 10, "is no valid config"),

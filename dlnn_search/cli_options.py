@@ -1,0 +1,102 @@
+"""What several commands share: their options, the database they name, how they print."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dlnn_search.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dlnn_search.storage.database import Database
+
+PIPE_COLUMNS = 160
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Database, sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME; else "
+        "DLNN_SEARCH_STORAGE, else storage/data/dlnn.db in this folder.",
+        show_default=False,
+    ),
+]
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study's name, as 'dlnn-search studies' lists it.")
+]
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|NAME", help="A config, as export writes it, or the name of a built-in one."
+    ),
+]
+StudyOfConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--study",
+        metavar="FILE",
+        help="The study file that a config with a loader or builder of its own is from.",
+        show_default=False,
+    ),
+]
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds of `45s`, `30m`, `2h`, `1.5d`, `1h30m`.
+
+    Raises:
+        UsageError: If it is no such time, or none at all.
+    """
+    compact = text.strip().lower().replace(" ", "")
+    parts = DURATION.findall(compact)
+    if not parts or "".join(number + unit for number, unit in parts) != compact:
+        raise UsageError(f"Expected a time such as 45s, 30m, 2h or 1.5d, got '{text}'.")
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise UsageError(f"Expected a time above 0, got '{text}'.")
+    return seconds
+
+
+def database_url_of(storage: str | None) -> str:
+    """Return the database's address: as given, from the environment, or in this folder."""
+    from dlnn_search.storage.database import database_url
+
+    return database_url(storage)
+
+
+def open_known(storage: str | None) -> Database:
+    """Open a database that holds studies already."""
+    from dlnn_search.storage.database import open_database
+
+    return open_database(database_url_of(storage), create=False)
+
+
+def params_by_trial(database: Database, study: str) -> dict[int, dict[str, Any]]:
+    """Return each trial's parameters by its number."""
+    import optuna
+
+    loaded = optuna.load_study(study_name=study, storage=database.optuna)
+    return {trial.number: trial.params for trial in loaded.get_trials(deepcopy=False)}
+
+
+def storage_words(storage: str | None) -> str:
+    """Return ` --storage …` for the next command, if one was given; never with its password."""
+    from dlnn_search.storage.database import shown
+
+    return "" if storage is None else f" --storage {shown(storage)}"
+
+
+def make_console() -> Console:
+    """Return where tables are printed."""
+    from rich.console import Console
+
+    # A pipe or a file has no width: the tables need not break there.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)

@@ -1,0 +1,197 @@
+"""The commands of results: trials, best, export, evaluate, crossvalidate, predict, ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlnn_search.cli_options import (
+    ConfigArgument,
+    StorageOption,
+    StudyArgument,
+    StudyOfConfigOption,
+    database_url_of,
+    make_console,
+    open_known,
+    params_by_trial,
+    storage_words,
+)
+from dlnn_search.errors import UsageError
+
+MAX_SEEDS = 100
+MAX_FOLDS = 100
+
+
+def trials(study: StudyArgument, storage: StorageOption = None) -> None:
+    """List a study's trials with their parameters."""
+    from dlnn_search.report.status import all_trials
+    from dlnn_search.report.tables import print_trials
+    from dlnn_search.storage.definitions import find
+
+    database = open_known(storage)
+    try:
+        stored = find(database, study)
+        rows = all_trials(database, stored)
+        if not rows:
+            print(f"'{study}' has no trial yet.")
+            return
+        print_trials(make_console(), rows, params_by_trial(database, study), stored)
+    finally:
+        database.close()
+
+
+def best(study: StudyArgument, storage: StorageOption = None) -> None:
+    """Show a study's best trial: value, parameters, metrics."""
+    from dlnn_search.report.status import best_trials
+    from dlnn_search.report.tables import print_best
+    from dlnn_search.storage.curves import curve_of_slot
+    from dlnn_search.storage.definitions import find
+
+    database = open_known(storage)
+    try:
+        stored = find(database, study)
+        found = best_trials(database, stored, 1)
+        if not found:
+            raise UsageError(
+                f"'{study}' has no complete trial yet. Search with 'dlnn-search start {study}'."
+            )
+        points = curve_of_slot(database, found[0].slot_id)
+        params = params_by_trial(database, study)
+        print_best(make_console(), stored, found[0], params, points, storage_words(storage))
+    finally:
+        database.close()
+
+
+def export(
+    study: StudyArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")],
+    top: Annotated[
+        int, typer.Option("--top", help="The best K trials: FILE, FILE-2, ..., best first.")
+    ] = 1,
+    storage: StorageOption = None,
+) -> None:
+    """Write the best trial as a config."""
+    from dlnn_search.config import read_config
+    from dlnn_search.service.export import export_best
+    from dlnn_search.storage.definitions import find
+
+    database = open_known(storage)
+    try:
+        for path in export_best(database, find(database, study), top, output):
+            print(f"Wrote {path}")
+    finally:
+        database.close()
+    own = any(part.study for part in read_config(output).own_parts)
+    with_code = " --study FILE" if own else ""
+    print(f"\nTest it, once: dlnn-search evaluate {output}{with_code}{storage_words(storage)}")
+
+
+def evaluate(
+    config: ConfigArgument,
+    seeds: Annotated[int, typer.Option("--seeds", help="Models trained, a seed each.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Else the config's name, -test."),
+    ] = None,
+    study: StudyOfConfigOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train a config anew, and test it once, on record."""
+    import os
+
+    from dlnn_search.named_configs import find_config
+    from dlnn_search.service.supervisor import threads_per_worker, worker_environment
+    from dlnn_search.storage.database import open_database
+    from dlnn_search.study_files import bring_code
+    from dlnn_search.training.quiet import import_tensorflow
+
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
+    read = bring_code(find_config(config), config, study)
+    folder = output or Path(config).with_name(f"{Path(config).stem}-test")
+    for name, value in worker_environment(threads_per_worker(1)).items():
+        os.environ.setdefault(name, value)
+    database = open_database(database_url_of(storage), create=True)
+    try:
+        import_tensorflow()
+        from dlnn_search.report.evaluation import print_evaluation, progress
+        from dlnn_search.service.evaluate import evaluate as run
+
+        first = read.training.seed
+        with progress(read, range(first, first + seeds)) as on_epoch:
+            tested = run(read, database, folder, n_seeds=seeds, on_epoch=on_epoch)
+        print_evaluation(make_console(), read, tested, folder, database)
+    finally:
+        database.close()
+
+
+def crossvalidate(
+    config: ConfigArgument,
+    folds: Annotated[int, typer.Option("--folds", help="Models trained, one a fold.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")
+    ] = None,
+    study: StudyOfConfigOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train a config once a fold (k-fold cross-validation)."""
+    import os
+
+    from dlnn_search.named_configs import find_config
+    from dlnn_search.service.supervisor import threads_per_worker, worker_environment
+    from dlnn_search.storage.database import files_folder
+    from dlnn_search.study_files import bring_code
+    from dlnn_search.training.quiet import import_tensorflow
+
+    if not 2 <= folds <= MAX_FOLDS:
+        raise UsageError(f"Expected 2 to {MAX_FOLDS} folds, got --folds {folds}.")
+    read = bring_code(find_config(config), config, study)
+    files = files_folder(database_url_of(storage))
+    for name, value in worker_environment(threads_per_worker(1)).items():
+        os.environ.setdefault(name, value)
+    import_tensorflow()
+    from dlnn_search.report.crossvalidation import print_crossvalidation
+    from dlnn_search.report.evaluation import progress
+    from dlnn_search.service.crossvalidate import crossvalidate as run
+
+    with progress(read, range(1, folds + 1), "fold") as on_epoch:
+        validated = run(read, files, output, n_folds=folds, on_epoch=on_epoch)
+    print_crossvalidation(make_console(), read, validated)
+    if output is not None:
+        print(f"Wrote {output}")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .keras file of evaluate's.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="PNG or JPEG.")],
+    draw: Annotated[
+        Path | None,
+        typer.Option("--draw", metavar="FOLDER", help="Clocks: draw the read hands beside each."),
+    ] = None,
+) -> None:
+    """Read digits, garments or clocks from pictures of any size."""
+    from dlnn_search.training.quiet import import_tensorflow
+
+    import_tensorflow()
+    from dlnn_search.service.predict import predict as run
+
+    for reading in run(model, pictures, draw):
+        print(f"{reading.path}: {reading.words}", flush=True)
+
+
+def ledger(storage: StorageOption = None) -> None:
+    """List every time that a test split was opened."""
+    from dlnn_search.report.tables import ledger_table
+    from dlnn_search.storage.ledger import openings
+
+    database = open_known(storage)
+    try:
+        opened = openings(database)
+        if not opened:
+            print("No test split was opened yet.")
+            return
+        make_console().print(ledger_table(opened))
+    finally:
+        database.close()

@@ -1,0 +1,165 @@
+"""The commands of a search: studies, start, worker, validate, doctor, dashboard."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dlnn_search.cli_options import (
+    StorageOption,
+    database_url_of,
+    make_console,
+    open_known,
+    parse_duration,
+    storage_words,
+)
+from dlnn_search.errors import StudyError, UsageError
+
+EXIT_INTERRUPTED = 130
+
+
+def studies(storage: StorageOption = None) -> None:
+    """List the studies that come with dlnn-search."""
+    from dlnn_search.report.tables import print_studies
+    from dlnn_search.study_files import built_in_studies, load_study
+
+    print_studies(
+        make_console(), [load_study(name) for name in built_in_studies()], database_url_of(storage)
+    )
+    print("\nStart one: dlnn-search start NAME --workers 2 [--quick]")
+
+
+def start(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
+    ],
+    workers: Annotated[int, typer.Option("--workers", help="Worker processes.")] = 1,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", help="Budget in all; else as before, at first the study's own."),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option("--timeout", metavar="TIME", help="Stop after that, e.g. 45s, 30m, 2h, 1.5d."),
+    ] = None,
+    storage: StorageOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The small version: minutes on two cores.")
+    ] = False,
+) -> None:
+    """Search with worker processes; go on where a start stopped."""
+    from dlnn_search.report.live import LiveView
+    from dlnn_search.service.start import start as run
+    from dlnn_search.study_files import load_study
+
+    console = make_console()
+    seconds = None if timeout is None else parse_duration(timeout)
+    loaded = load_study(study, quick=quick)
+    started = run(
+        loaded,
+        [study, *(["--quick"] if quick else [])],
+        database_url_of(storage),
+        n_workers=workers,
+        n_trials=trials,
+        timeout_seconds=seconds,
+        view=lambda status: LiveView(console, status),
+    )
+    from dlnn_search.report.tables import print_end
+
+    again = f"dlnn-search start {study}{' --quick' if quick else ''} --workers {workers}"
+    code = f" --study {study}" if loaded.load or loaded.build else ""
+    print_end(console, started.status, again, storage_words(storage), code)
+    if not started.ended_by_itself:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def worker(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
+    ],
+    storage: StorageOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The study's small version.")] = False,
+    name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="TensorFlow's threads; else all cores.")
+    ] = None,
+) -> None:
+    """Join a study with one worker, from any machine."""
+    import logging
+
+    from dlnn_search.service.worker import run_worker
+    from dlnn_search.storage.database import open_database
+    from dlnn_search.study_files import load_study
+    from dlnn_search.training.quiet import import_tensorflow
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"Expected at least 1 thread, got --threads {threads}.")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    loaded = load_study(study, quick=quick)
+    database = open_database(database_url_of(storage), create=False)
+    import_tensorflow()
+    try:
+        code = run_worker(loaded, database, name=name, threads=threads)
+    finally:
+        database.close()
+    raise typer.Exit(code)
+
+
+def validate(
+    study: Annotated[str, typer.Argument(metavar="STUDY|FILE", help="A study's name or file.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The small version.")] = False,
+) -> None:
+    """Build the corners of a study's space, and train each a step."""
+    from dlnn_search.study_files import load_study
+    from dlnn_search.training.quiet import import_tensorflow
+
+    loaded = load_study(study, quick=quick)
+    import_tensorflow()
+    from dlnn_search.report.checks import print_checks
+    from dlnn_search.service.validate import validate as run
+
+    if print_checks(make_console(), loaded, run(loaded)):
+        raise typer.Exit(StudyError.exit_code)
+
+
+def doctor(storage: StorageOption = None) -> None:
+    """Say what this machine offers a search, and what it lacks."""
+    from dlnn_search.service.doctor import examine
+
+    marks = {"good": ("ok", "green"), "note": ("note", "yellow"), "lacking": ("LACKS", "bold red")}
+    console, lacking = make_console(), 0
+    for finding in examine(storage):
+        mark, style = marks[finding.verdict]
+        console.print(f"{mark:>5}", style=style, end="  ")
+        console.print(f"{finding.about}: {finding.words}", markup=False, soft_wrap=True)
+        lacking += finding.verdict == "lacking"
+    if lacking:
+        raise typer.Exit(1)
+
+
+def dashboard(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 8080,
+    storage: StorageOption = None,
+) -> None:
+    """Show trials and curves in the browser (optuna-dashboard)."""
+    from dlnn_search.dashboard import serve
+
+    if not 0 <= port <= 65_535:
+        raise UsageError(f"Expected a port from 0 to 65535, got --port {port}.")
+    database = open_known(storage)
+
+    def ready(address: str) -> None:
+        print(f"The dashboard is at {address} (Ctrl-C ends it)", flush=True)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            print(
+                "Warning: it has no log-in; whoever reaches this address can change the trials.",
+                file=sys.stderr,
+            )
+
+    try:
+        serve(database, host, port, ready)
+    finally:
+        database.close()
