@@ -15,7 +15,7 @@ from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.search.objective import Objective, Verdict, remove_checkpoints
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
 from dlnn_search.service.note import write_note
-from dlnn_search.storage.database import Database
+from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
@@ -128,7 +128,8 @@ def _run_slot(
     objective: Objective,
     database: Database,
 ) -> Verdict:
-    trial = begin_trial(optuna_study, study, slot)
+    with storage_errors(database.url):
+        trial = begin_trial(optuna_study, study, slot)
     try:
         slots.begin(slot, trial._trial_id, trial.number)
     except LostLeaseError:
@@ -151,8 +152,9 @@ def _run_slot(
         best_epoch=verdict.best_epoch,
         reason=verdict.reason,
     )
-    write_note(trial, slot, verdict, database, study.metric)
-    tell(optuna_study, trial._trial_id, verdict.outcome, verdict.value)
+    with storage_errors(database.url):
+        write_note(trial, slot, verdict, database, study.metric)
+        tell(optuna_study, trial._trial_id, verdict.outcome, verdict.value)
     slots.mark_told(slot.id)
     remove_checkpoints(database, study.name, slot.number)
     return verdict
