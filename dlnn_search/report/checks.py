@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dlnn_search.report.tables import params_words
+from dlnn_search.report.tables import params_words, print_indented
 from dlnn_search.report.words import duration
 from dlnn_search.study import Study
 
@@ -34,7 +34,7 @@ def print_checks(console: Console, study: Study, checks: Iterable[Checked]) -> i
                 f"about {duration(check.trial_seconds)} a trial",
                 markup=False,
             )
-        console.print(f"       {params_words(check.params)}", style="dim", markup=False)
+        print_indented(console, params_words(check.params), "dim", by=6)
     console.print()
     if good:
         seconds = sorted(check.trial_seconds for check in good)

@@ -30,13 +30,13 @@ def print_studies(console: Console, studies: Sequence[Study], url: str) -> None:
     for study in studies:
         quick = "" if study.quick is None else f" (quick: {study.quick.trials})"
         _say(console, study.name, style="bold")
-        _indented(console, study.summary, "")
-        _indented(
+        print_indented(console, study.summary, "")
+        print_indented(
             console, f"{study.trials} trials{quick}, {study.direction} {metric_name(study.metric)}"
         )
         known = [searched[name] for name in (study.name, f"{study.name}-quick") if name in searched]
         if known:
-            _indented(console, f"searched here: {'; '.join(known)}", "green")
+            print_indented(console, f"searched here: {'; '.join(known)}", "green")
 
 
 def _searched(url: str) -> dict[str, str]:
@@ -80,11 +80,14 @@ def print_trials(
         line.append(f"  {value}, {at}, {duration(trial.seconds)}")
         console.print(line)
         if trial.reason:
-            _indented(console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7)
-        _indented(console, params_words(params.get(trial.number, {})), "dim", by=7)
+            print_indented(
+                console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7
+            )
+        print_indented(console, params_words(params.get(trial.number, {})), "dim", by=7)
 
 
-def _indented(console: Console, text: str, style: str = "dim", *, by: int = 2) -> None:
+def print_indented(console: Console, text: str, style: str = "dim", *, by: int = 2) -> None:
+    """Print text below a row of a list, all of its lines `by` columns in."""
     # Wrapped by hand: a padding fills every line with blanks to the console's width.
     for line in Text(text, style=style).wrap(console, console.width - by) if text else ():
         line.rstrip()
