@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import dlnn_search
-
-README = Path(dlnn_search.__file__).parent.parent / "studies" / "README.md"
+README = Path(__file__).parents[2] / "studies" / "README.md"
 TIMEOUT_SECONDS = 300
 
 
