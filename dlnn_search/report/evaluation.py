@@ -86,7 +86,9 @@ def print_evaluation(
     """Print a row a seed, mean ± spread, where the files are, and the ledger's count."""
     origin = config.origin
     where = f"{origin.study}, trial {origin.trial}" if origin else "a config of its own"
-    console.print(f"\nTest of {title_of(config.data)}: {where}, {len(tested)} seeds", style="bold")
+    console.print(
+        f"\nTest of {title_of(config.data)}: {where}, {_seeds(len(tested))}", style="bold"
+    )
     metric = config.metric
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("seed", "best epoch", f"validation {metric_name(metric)}", "test"):
@@ -116,6 +118,10 @@ def print_evaluation(
         f"{title_of(config.data)}: dlnn-search ledger"
     )
     console.print(f"Models, predictions and pictures are in {folder}/")
+
+
+def _seeds(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def spread_words(name: str, values: Sequence[float], what: str = "seed") -> str:

@@ -118,7 +118,7 @@ class Supervisor:
         place.process = None
         if code in (EXIT_DONE, EXIT_INTERRUPTED) or self._n_stop_signals:
             if code not in (EXIT_DONE, EXIT_INTERRUPTED):
-                self.slots.release_of_dead(place.worker)
+                self.slots.release_of_dead(place.worker, is_loss=False)
             place.done = True
             return
         self._crashed(place, code)
@@ -186,7 +186,7 @@ class Supervisor:
                 except subprocess.TimeoutExpired:
                     place.process.kill()
                     place.process.wait()
-                self.slots.release_of_dead(place.worker)
+                self.slots.release_of_dead(place.worker, is_loss=False)
 
 
 def threads_per_worker(n_workers: int) -> int:

@@ -184,8 +184,13 @@ class Slots:
         """
         self._update_held(slot, state="open", worker=None, lease_ends_at=None)
 
-    def release_of_dead(self, worker: str) -> None:
-        """Open what a worker held that is known to have died; it counts as a loss."""
+    def release_of_dead(self, worker: str, *, is_loss: bool = True) -> None:
+        """Open what a worker held that is known to have died.
+
+        Args:
+            worker: Its name.
+            is_loss: Whether it counts towards `MAX_LOSSES`; not if the user wanted it dead.
+        """
         with self._database.transaction() as connection:
             connection.execute(
                 table.update()
@@ -195,7 +200,7 @@ class Slots:
                     state="open",
                     worker=None,
                     lease_ends_at=None,
-                    losses=table.c.losses + 1,
+                    losses=table.c.losses + int(is_loss),
                     fence=table.c.fence + 1,
                 )
             )
