@@ -26,7 +26,7 @@ from dlnn_search.storage.database import database_url, files_folder, open_databa
 from dlnn_search.storage.definitions import all_studies
 
 GIGABYTE = 1e9
-#: A worker that trains the report's clock network holds about this much (measured: 1.1 GB).
+#: A worker on clocks holds about this much, shared pages included (measured: 1.3 GB at 80 px).
 WORKER_GIGABYTES = 1.5
 #: Checkpoints, prepared clocks and logs of a long study.
 WANTED_DISK_GIGABYTES = 5.0
