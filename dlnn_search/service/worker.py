@@ -38,6 +38,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self._asked = False
+        self.now = False
+        """Whether the second signal came."""
 
     def __call__(self) -> bool:
         return self._asked
@@ -55,6 +57,7 @@ class Interruption:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
+            self.now = True
             raise KeyboardInterrupt
         self._asked = True
 
@@ -95,7 +98,9 @@ def run_worker(
                     _wait(interrupted)
                     continue
                 try:
-                    verdict = _run_slot(slot, slots, optuna_study, study, objective, database)
+                    verdict = _run_slot(
+                        slot, slots, optuna_study, study, objective, database, interrupted
+                    )
                 except LostLeaseError as lost:
                     log.warning("%s This worker's result is dropped.", lost)
                     slot = None
@@ -127,6 +132,7 @@ def _run_slot(
     study: Study,
     objective: Objective,
     database: Database,
+    interrupted: Interruption,
 ) -> Verdict:
     with storage_errors(database.url):
         trial = begin_trial(optuna_study, study, slot)
@@ -142,6 +148,9 @@ def _run_slot(
         )
     else:
         verdict = objective(trial, slot)
+    if verdict.outcome == "failed" and interrupted.now:
+        # Libraries turn the interruption into errors of their own: the trial is not to blame.
+        raise KeyboardInterrupt
     if verdict.outcome is None:
         slots.release(slot)
         return verdict
