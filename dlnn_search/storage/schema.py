@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     Float,
     ForeignKey,
@@ -21,7 +22,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -39,6 +40,18 @@ studies = Table(
     Column("name", String(128), nullable=False, unique=True),
     Column("definition", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
+    # What every worker, anywhere, is asked to do: run, pause, stop (finish what runs), stop_now.
+    Column("control", String(16), nullable=False, server_default="run"),
+    Column("control_reason", Text),  # why, in words; a bug's traceback where that stopped it
+    Column("lease_seconds", Float, nullable=False, server_default="120"),
+    # The budget beside the number of slots; NULL is without limit.
+    Column("wall_seconds", Float),
+    Column("worker_seconds", Float),
+    Column("deadline_at", Float),
+    # Wall time counts while a slot is held: what earlier spells used, and when this one began.
+    Column("wall_used_seconds", Float, nullable=False, server_default="0"),
+    Column("active_since", Float),
+    Column("parent", String(128)),  # the study whose best trials this one trains again
 )
 
 #: A slot's `fence` grows with every claim; who writes with an old one writes nothing.
@@ -59,13 +72,23 @@ slots = Table(
     Column("outcome", String(16)),  # complete, pruned, failed
     Column("value", Float),
     Column("best_epoch", Integer),
+    Column("failure", String(16)),  # diverged, out_of_memory, lost, bug; NULL unless failed
     Column("reason", Text),
+    Column("note", Text),  # what a reader of the trial should know, such as that it started over
     Column("told", Integer, nullable=False),  # 1 when Optuna's trial has the outcome
+    Column("claimed_at", Float),
+    Column("spent_seconds", Float, nullable=False, server_default="0"),  # by earlier holders
+    Column("fingerprint", String(32)),  # of the config, to find one that was trained already
+    Column("waits_for", Integer),  # the slot that trains the same config just now
+    Column("reused_from", Integer),  # the slot whose result this one has
+    Column("checkpoint_place", String(255)),  # which files folder holds its checkpoint
+    Column("checkpoint_epoch", Integer),
     UniqueConstraint("study_id", "number"),
     Index("dlnn_slots_claim", "study_id", "state", "number"),
     # Every worker asks for the untold before each claim, and nearly always there is none.
     Index("dlnn_slots_untold", "study_id", "state", "told"),
     Index("dlnn_slots_best", "study_id", "outcome", "value", "trial_number"),
+    Index("dlnn_slots_fingerprint", "study_id", "fingerprint"),
 )
 
 curves = Table(
@@ -88,8 +111,16 @@ workers = Table(
     Column("host", String(255), nullable=False),
     Column("processes", String(128), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("state", String(16), nullable=False),  # starting, training, waiting, stopped
+    # starting, training, waiting, paused, troubled (no data, disk or database), stopped
+    Column("state", String(16), nullable=False),
+    Column("message", Text),  # what troubles it, or why it stopped
     Column("seen_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("gpu", String(32)),  # as given to --gpus; NULL is none
+    Column("threads", Integer),
+    Column("memory_bytes", BigInteger),
+    Column("log", Text),  # its log's path on its host
+    Column("slot_id", Integer),
     Column("trial_number", Integer),
     Column("epoch", Integer),
     Column("epochs", Integer),
@@ -97,6 +128,37 @@ workers = Table(
     Column("value", Float),
     Column("images_per_second", Float),
     Index("dlnn_workers_study", "study_id", "seen_at"),
+)
+
+#: What happened out of the ordinary: losses, fences, restarts, pauses. Rows are only added.
+events = Table(
+    "dlnn_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("worker", String(128)),
+    Column("slot_id", Integer),
+    Column("words", Text, nullable=False),
+    Index("dlnn_events_study", "study_id", "id"),
+)
+
+#: Files that belong to a study: what they are, where they lie, and the sum that proves them.
+artifacts = Table(
+    "dlnn_artifacts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
+    Column("slot_id", Integer),
+    Column("kind", String(32), nullable=False),  # checkpoint
+    Column("place", String(255), nullable=False),  # which files folder
+    Column("path", String(512), nullable=False),  # within it
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("place", "path"),
+    Index("dlnn_artifacts_study", "study_id", "slot_id"),
 )
 
 #: Every time a test split was opened; rows are added, completed, and never taken away.
