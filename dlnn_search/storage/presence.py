@@ -19,9 +19,20 @@ from dlnn_search.storage.schema import workers as table
 class Presence:
     """One worker's row, from its start to its end."""
 
-    def __init__(self, database: Database, study_id: int, worker: str | None = None) -> None:
+    def __init__(
+        self, database: Database, study_id: int, worker: str | None = None, **about: Any
+    ) -> None:
+        """Show a worker that starts.
+
+        Args:
+            database: Where.
+            study_id: Of the study that it works on.
+            worker: Its name; None makes one.
+            about: `gpu`, `threads`, `log`, `supervisor`, as the table has it.
+        """
         self.worker = worker or new_worker_name()
         self._database = database
+        self._process = psutil.Process()
         with database.transaction() as connection:
             connection.execute(
                 table.insert().values(
@@ -32,11 +43,15 @@ class Presence:
                     pid=os.getpid(),
                     state="starting",
                     seen_at=now(),
+                    started_at=now(),
+                    memory_bytes=self._process.memory_info().rss,
+                    **about,
                 )
             )
 
     def show(self, **values: Any) -> None:
         """Set `state`, `trial_number`, `epoch`, `epochs`, `share`, `value`, as the table has it."""
+        values["memory_bytes"] = self._process.memory_info().rss
         with self._database.transaction() as connection:
             connection.execute(
                 table.update().where(table.c.id == self.worker).values(seen_at=now(), **values)

@@ -120,6 +120,7 @@ workers = Table(
     Column("threads", Integer),
     Column("memory_bytes", BigInteger),
     Column("log", Text),  # its log's path on its host
+    Column("supervisor", String(64)),  # "pid start-time" of who looks after it; NULL: nobody
     Column("slot_id", Integer),
     Column("trial_number", Integer),
     Column("epoch", Integer),
