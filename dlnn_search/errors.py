@@ -40,6 +40,10 @@ class StorageError(DlnnSearchError):
     exit_code = 5
 
 
+class OutageError(StorageError):
+    """A database or a disk that fails now and may be back by itself: worth another try."""
+
+
 class TrainingError(DlnnSearchError):
     """A training that cannot go on."""
 

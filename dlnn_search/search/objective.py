@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import optuna
 from dlnn_search import data
 from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.split import TrainingData
-from dlnn_search.errors import DataError, StorageError, StudyError, TrainingError
+from dlnn_search.search.failures import POLICIES, Kind, failure_of
 from dlnn_search.search.optuna_study import report
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
@@ -32,9 +31,13 @@ class Verdict:
     """What came of a trial.
 
     Attributes:
-        outcome: None where training was interrupted and will go on later.
+        outcome: None where training was cut short and will go on later: interrupted; out of
+            memory with attempts left (`failure` says so); or stopped by a `trouble`.
         value: The best epoch's metric on the validation split.
-        reason: Why it failed.
+        reason: Why it failed, or was cut short.
+        failure: Its kind. With an outcome of None it costs the slot an attempt, as a loss does.
+        trouble: Data, disk or database are missing: the trial is not to blame. The slot is
+            released at no cost, and the worker pauses and tries again.
         bug: The traceback, where the study's or our own code is to blame.
     """
 
@@ -42,6 +45,8 @@ class Verdict:
     value: float | None = None
     best_epoch: int | None = None
     reason: str | None = None
+    failure: Kind | None = None
+    trouble: str | None = None
     bug: str | None = None
 
 
@@ -64,6 +69,7 @@ class Objective:
         self._presence = presence
         self._threads = threads
         self._interrupted = interrupted
+        self._had_data = False
 
     def folder(self, slot: Slot) -> Path:
         """Where the slot's checkpoints are kept."""
@@ -79,15 +85,18 @@ class Objective:
         try:
             config = self._config(trial, slot)
             return self._train(config, trial, slot)
-        except (LostLeaseError, StorageError, DataError):
+        except LostLeaseError:
             raise
-        except TrainingError as error:
-            return Verdict("failed", reason=str(error))
-        except StudyError as error:
-            return Verdict("failed", reason=str(error), bug=traceback.format_exc())
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            return Verdict("failed", reason=reason, bug=traceback.format_exc())
+            return self._failed(error, slot)
+
+    def _failed(self, error: Exception, slot: Slot) -> Verdict:
+        failure = failure_of(error, had_data=self._had_data)
+        if failure.kind is None:
+            return Verdict(None, reason=failure.reason, trouble=failure.reason)
+        if slot.losses + 1 < POLICIES[failure.kind].attempts:
+            return Verdict(None, reason=failure.reason, failure=failure.kind)
+        return Verdict("failed", reason=failure.reason, failure=failure.kind, bug=failure.traceback)
 
     def _config(self, trial: optuna.Trial, slot: Slot) -> Config:
         if slot.config is not None:
@@ -97,17 +106,22 @@ class Objective:
         # Here and not above: the first import of TensorFlow takes seconds.
         from dlnn_search.training.precision import resolve_precision
 
-        shape = _load(config.data, config.training.curriculum).train.image_shape
+        shape = self._images(config).train.image_shape
         config = resolve_precision(config, shape)
         self._slots.set_config(slot, config.model_dump(mode="json"))
         return config
+
+    def _images(self, config: Config) -> TrainingData:
+        images = _load(config.data, config.training.curriculum)
+        self._had_data = True
+        return images
 
     def _train(self, config: Config, trial: optuna.Trial, slot: Slot) -> Verdict:
         from dlnn_search.training.fit import Decision, Epoch, fit
 
         pruned = False
         renewed = 0.0
-        images = _load(config.data, config.training.curriculum)
+        images = self._images(config)
 
         def on_epoch(epoch: Epoch) -> Decision:
             nonlocal pruned

@@ -22,6 +22,11 @@ from dlnn_search.study import Halving, RandomSearch, Sampler, Study
 #: killed between the two rows leaves no trial without an owner.
 SLOT_ATTRIBUTE = "slot"
 
+#: User attributes of a failed trial: its kind, and why. At most `MAX_REASON` characters.
+FAILURE_ATTRIBUTE = "failure"
+REASON_ATTRIBUTE = "reason"
+MAX_REASON = 300
+
 STATES: dict[Outcome, TrialState] = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -100,17 +105,44 @@ def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.
     return optuna.Trial(optuna_study, trial_id)
 
 
-def tell(optuna_study: optuna.Study, trial_id: int, outcome: Outcome, value: float | None) -> None:
-    """Finish a trial in Optuna; harmless where it is finished already."""
-    trial = optuna_study._storage.get_trial(trial_id)
+def tell(
+    optuna_study: optuna.Study,
+    trial_id: int,
+    outcome: Outcome,
+    value: float | None,
+    *,
+    failure: str | None = None,
+    reason: str | None = None,
+) -> None:
+    """Finish a trial in Optuna; harmless where it is finished already.
+
+    Args:
+        optuna_study: The trial's study.
+        trial_id: Optuna's id of it.
+        outcome: What came of it.
+        value: Its value, if it is complete.
+        failure: The kind of its failure, kept as the user attribute `failure`.
+        reason: Why it failed, kept as the user attribute `reason`.
+    """
+    storage = optuna_study._storage
+    trial = storage.get_trial(trial_id)
     # Another worker may finish it between Optuna's look and its write: both have the same outcome.
     with suppress(UpdateFinishedTrialError):
+        if not trial.state.is_finished():
+            for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
+                if text is not None:
+                    storage.set_trial_user_attr(trial_id, name, _shortened(text))
         optuna_study.tell(
             trial.number,
             value if outcome == "complete" else None,
             STATES[outcome],
             skip_if_finished=True,
         )
+
+
+def _shortened(text: str) -> str:
+    """The dashboard sends all attributes of all trials at each refresh."""
+    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
 
 
 def report(trial: optuna.Trial, value: float, epoch: int) -> None:

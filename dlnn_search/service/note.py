@@ -26,6 +26,8 @@ def write_note(
             f": {metric_name(metric)} {metric_value(metric, verdict.value)} "
             f"at epoch {verdict.best_epoch} of {len(points)}"
         )
+    if verdict.failure:
+        lines[0] += f": {verdict.failure.replace('_', ' ')}"
     if verdict.reason:
         lines += ["", verdict.reason]
     if points:

@@ -18,6 +18,7 @@ from dlnn_search.service.note import write_note
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.presence import Presence
+from dlnn_search.storage.retry import pause_seconds
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
 from dlnn_search.study import Study
 
@@ -86,6 +87,7 @@ def run_worker(
     )
     slot: Slot | None = None
     n_bugs = 0
+    n_troubles = 0
     try:
         with interrupted.listening():
             while not interrupted():
@@ -106,6 +108,12 @@ def run_worker(
                     slot = None
                     continue
                 slot = None
+                n_troubles = n_troubles + 1 if verdict.trouble else 0
+                if verdict.trouble:
+                    log.warning("%s", verdict.trouble)
+                    presence.show(state="troubled", message=verdict.trouble, trial_number=None)
+                    _wait(interrupted, pause_seconds(n_troubles))
+                    continue
                 n_bugs = n_bugs + 1 if verdict.bug else 0
                 if verdict.bug:
                     log.error("%s", verdict.bug)
@@ -144,7 +152,9 @@ def _run_slot(
         raise
     if slot.losses >= MAX_LOSSES:
         verdict = Verdict(
-            "failed", reason=f"Lost {slot.losses} times: its workers were killed or hung."
+            "failed",
+            reason=f"Lost {slot.losses} times: its workers were killed or hung.",
+            failure="lost",
         )
     else:
         verdict = objective(trial, slot)
@@ -152,7 +162,7 @@ def _run_slot(
         # Libraries turn the interruption into errors of their own: the trial is not to blame.
         raise KeyboardInterrupt
     if verdict.outcome is None:
-        slots.release(slot)
+        slots.release(slot, is_loss=verdict.failure is not None)
         return verdict
     slots.settle(
         slot,
@@ -160,10 +170,18 @@ def _run_slot(
         value=verdict.value,
         best_epoch=verdict.best_epoch,
         reason=verdict.reason,
+        failure=verdict.failure,
     )
     with storage_errors(database.url):
         write_note(trial, slot, verdict, database, study.metric)
-        tell(optuna_study, trial._trial_id, verdict.outcome, verdict.value)
+        tell(
+            optuna_study,
+            trial._trial_id,
+            verdict.outcome,
+            verdict.value,
+            failure=verdict.failure,
+            reason=verdict.reason,
+        )
     slots.mark_told(slot.id)
     remove_checkpoints(database, study.name, slot.number)
     return verdict
@@ -172,11 +190,18 @@ def _run_slot(
 def _tell_what_is_untold(optuna_study: optuna.Study, slots: Slots) -> None:
     """Finish the trials whose worker settled its slot and vanished right after."""
     for settled in slots.untold():
-        tell(optuna_study, settled.trial_id, settled.outcome, settled.value)
+        tell(
+            optuna_study,
+            settled.trial_id,
+            settled.outcome,
+            settled.value,
+            failure=settled.failure,
+            reason=settled.reason,
+        )
         slots.mark_told(settled.slot_id)
 
 
-def _wait(interrupted: Callable[[], bool]) -> None:
-    ends = time.monotonic() + WAIT_SECONDS
+def _wait(interrupted: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+    ends = time.monotonic() + seconds
     while time.monotonic() < ends and not interrupted():
         time.sleep(0.1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
@@ -20,11 +21,16 @@ from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_ur
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from dlnn_search import __version__
-from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.errors import OutageError, StorageError, UsageError
 from dlnn_search.storage import schema, sqlite
+from dlnn_search.storage.retry import may_pass, retry
 
 DEFAULT_URL = "sqlite:///storage/data/dlnn.db"
 CONNECT_SECONDS = 10
+#: A connection whose other end vanished without a word (power cut, firewall) fails after that.
+SILENT_SECONDS = 30
+
+T = TypeVar("T")
 
 #: What is shown of an address's query; any other part of it may be a secret.
 _HARMLESS_QUERY = frozenset({"host", "port", "sslmode"})
@@ -68,6 +74,31 @@ class Database:
             )
         with storage_errors(self.url), self.engine.begin() as connection:
             yield connection
+
+    def retrying(
+        self,
+        call: Callable[[], T],
+        *,
+        seconds: float | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> T:
+        """Call what works on this database, ours or Optuna's, until no outage stops it.
+
+        Args:
+            call: What to do; safe to repeat, since its answer alone may have been lost.
+            seconds: How long an outage may last; None for `retry.patience_seconds()`.
+            interrupted: Ends the waiting, so that a signal is heeded.
+
+        Raises:
+            StorageError: If the outage lasts longer, or is none that may end by itself.
+            OutageError: If `interrupted`.
+        """
+
+        def told() -> T:
+            with storage_errors(self.url):
+                return call()
+
+        return retry(told, seconds=seconds, interrupted=interrupted)
 
     def close(self) -> None:
         self.optuna.remove_session()
@@ -186,12 +217,26 @@ def _engine_kwargs(url: str) -> dict[str, Any]:
     if make_url(url).get_backend_name() != "sqlite":
         return {
             "pool_pre_ping": True,
-            # A worker reports, renews and claims one thing after the other.
-            "pool_size": 2,
-            "max_overflow": 2,
-            "connect_args": {"connect_timeout": CONNECT_SECONDS},
+            # A worker reports, renews and claims one thing after the other: it keeps one open.
+            "pool_size": 1,
+            "max_overflow": 3,
+            "connect_args": _connection_settings(url),
         }
     return {"connect_args": sqlite.connect_args()}
+
+
+def _connection_settings(url: str) -> dict[str, Any]:
+    """Return libpq's settings, less what the address sets itself."""
+    settings = {
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": f"dlnn-search {socket.gethostname()[:40]} {os.getpid()}",
+        "keepalives": 1,
+        "keepalives_idle": SILENT_SECONDS // 2,
+        "keepalives_interval": SILENT_SECONDS // 6,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * SILENT_SECONDS,
+    }
+    return {name: value for name, value in settings.items() if name not in make_url(url).query}
 
 
 def _optuna_storage(url: str, kwargs: dict[str, Any]) -> RDBStorage:
@@ -221,7 +266,8 @@ def _tell_errors_at_their_source(engine: Engine, url: str) -> None:
             return
         if context.is_pre_ping or _can_be_tried_again(error):
             return
-        raise StorageError(_explain(context.original_exception, url))
+        lost = context.is_disconnect or may_pass(error)
+        raise (OutageError if lost else StorageError)(_explain(context.original_exception, url))
 
 
 def _can_be_tried_again(error: DBAPIError) -> bool:
@@ -285,13 +331,15 @@ def storage_errors(url: str) -> Iterator[None]:
 
     Raises:
         StorageError: For every error of SQLAlchemy, SQLite or Optuna's storage.
+        OutageError: For those of them that may end by themselves.
     """
     try:
         yield
     except StorageError:
         raise
     except (sa.exc.SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError) as error:
-        raise StorageError(_explain(error, url)) from error
+        kind = OutageError if may_pass(error) else StorageError
+        raise kind(_explain(error, url)) from error
     except RuntimeError as error:  # Optuna's word for tables of another version
         if "table schema" not in str(error) and "upgrade" not in str(error):
             raise
@@ -307,7 +355,7 @@ def storage_errors(url: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise StorageError(_full(url)) from error
+            raise OutageError(_full(url)) from error
         raise StorageError(f"Cannot use the database {shown(url)}: {error}.") from error
 
 

@@ -60,6 +60,8 @@ class Settled:
     trial_id: int
     outcome: Outcome
     value: float | None
+    failure: str | None
+    reason: str | None
 
 
 class Slots:
@@ -159,6 +161,7 @@ class Slots:
         value: float | None = None,
         best_epoch: int | None = None,
         reason: str | None = None,
+        failure: str | None = None,
     ) -> None:
         """Write the slot's outcome, once and for all.
 
@@ -174,15 +177,21 @@ class Slots:
             value=value,
             best_epoch=best_epoch,
             reason=reason,
+            failure=failure,
         )
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: Slot, *, is_loss: bool = False) -> None:
         """Give the slot back unsettled; the next holder goes on from the last checkpoint.
+
+        Args:
+            slot: Held by this worker.
+            is_loss: Whether it counts towards `MAX_LOSSES`.
 
         Raises:
             LostLeaseError: If another worker holds the slot.
         """
-        self._update_held(slot, state="open", worker=None, lease_ends_at=None)
+        losses = table.c.losses + int(is_loss)
+        self._update_held(slot, state="open", worker=None, lease_ends_at=None, losses=losses)
 
     def release_of_dead(self, worker: str, *, is_loss: bool = True) -> None:
         """Open what a worker held that is known to have died.
@@ -212,11 +221,18 @@ class Slots:
         """Return the outcomes whose worker vanished before Optuna heard of them."""
         with self._database.transaction() as connection:
             rows = connection.execute(
-                sa.select(table.c.id, table.c.trial_id, table.c.outcome, table.c.value)
+                sa.select(
+                    table.c.id,
+                    table.c.trial_id,
+                    table.c.outcome,
+                    table.c.value,
+                    table.c.failure,
+                    table.c.reason,
+                )
                 .where(table.c.study_id == self._study_id, table.c.state == "done")
                 .where(table.c.told == 0, table.c.trial_id.is_not(None))
             ).all()
-        return [Settled(row.id, row.trial_id, row.outcome, row.value) for row in rows]
+        return [Settled(*row) for row in rows]
 
     def mark_told(self, slot_id: int) -> None:
         """Note that Optuna's trial has the slot's outcome."""

@@ -1,0 +1,154 @@
+"""What can go wrong with a trial, told apart: each kind has its own policy."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from dlnn_search.errors import (
+    DataError,
+    DivergedError,
+    DlnnSearchError,
+    OutageError,
+    StorageError,
+)
+
+#: Why a trial failed, as `slots.failure` and Optuna's user attribute `failure` have it.
+Kind = Literal["diverged", "out_of_memory", "lost", "bug"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What happens after a failure.
+
+    Attributes:
+        attempts: After so many of them the trial is FAILED; 1 is at once.
+        words: For people.
+    """
+
+    attempts: int
+    words: str
+
+
+POLICIES: dict[Kind, Policy] = {
+    # The same config diverges again: it is the result.
+    "diverged": Policy(1, "failed at once: the config is to blame"),
+    # Another worker, another moment: the memory may have been someone else's.
+    "out_of_memory": Policy(3, "tried again, up to 3 times in all"),
+    "lost": Policy(3, "goes on from its checkpoint, up to 3 times in all"),
+    "bug": Policy(1, "failed; a few in a row stop the study"),
+}
+
+#: Errors of disks, mounts and networks below them, which end by themselves or by a human hand.
+_OF_A_DISK = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+        errno.ETIMEDOUT,
+    }
+)
+#: How TensorFlow, CUDA, cuDNN and XLA say that memory is short, in errors of many classes.
+_OF_MEMORY = (
+    "oom when allocating",
+    "resource_exhausted",
+    "failed to allocate memory",
+    "cuda_error_out_of_memory",
+    "cudaerrormemoryallocation",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "dst tensor is not initialized",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial could not be trained now.
+
+    Attributes:
+        kind: None for a trouble with data, disk or database: the trial is not to blame, and is
+            trained when the trouble has passed.
+        reason: One message, for people.
+        traceback: Where the study's or our code is to blame.
+    """
+
+    kind: Kind | None
+    reason: str
+    traceback: str | None = None
+
+
+def failure_of(error: Exception, *, had_data: bool) -> Failure:
+    """Tell what an error means for the trial in whose training it arose.
+
+    Args:
+        error: What was raised; its causes are looked at, too.
+        had_data: Whether this machine has had the study's data. If so, missing data are a
+            trouble that may pass; if not, they were never there.
+
+    Raises:
+        DataError: The error itself, if the data were never there.
+        StorageError: The error itself, if trying again cannot help.
+    """
+    reason = (
+        str(error) if isinstance(error, DlnnSearchError) else f"{type(error).__name__}: {error}"
+    )
+    if any(map(_is_of_a_disk, _causes(error))) or isinstance(error, OutageError):
+        return Failure(None, reason)
+    if isinstance(error, StorageError):
+        raise error
+    if any(map(_is_of_memory, _causes(error))):
+        return Failure("out_of_memory", _first_line(reason))
+    if isinstance(error, DataError):
+        if not had_data:
+            raise error
+        return Failure(None, reason)
+    if isinstance(error, DivergedError):
+        return Failure("diverged", reason)
+    return Failure("bug", reason, "".join(traceback.format_exception(error)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it."""
+    seen: set[int] = set()
+    next_one: BaseException | None = error
+    while next_one is not None and id(next_one) not in seen:
+        seen.add(id(next_one))
+        yield next_one
+        context = None if next_one.__suppress_context__ else next_one.__context__
+        next_one = next_one.__cause__ or context
+
+
+def _is_of_a_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _OF_A_DISK
+    # TensorFlow's word for a full disk is the one for too little memory.
+    return _is_exhausted(error) and "No space left on device" in str(error)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or _is_exhausted(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error).lower()
+    return not isinstance(error, DlnnSearchError) and any(words in said for words in _OF_MEMORY)
+
+
+def _is_exhausted(error: BaseException) -> bool:
+    """Whether it is TensorFlow's `ResourceExhaustedError`, which is not imported for that."""
+    return any(kind.__name__ == "ResourceExhaustedError" for kind in type(error).__mro__)
+
+
+def _first_line(text: str) -> str:
+    """TensorFlow adds the graph and hints to its first line."""
+    line = text.strip().splitlines()[0] if text.strip() else "Out of memory."
+    return line if len(line) <= 500 else f"{line[:497]}..."
