@@ -24,6 +24,7 @@ from dlnn_search.config import (
     read_config,
 )
 from dlnn_search.errors import UsageError, did_you_mean
+from dlnn_search.study_files import studies_folder
 
 #: "The default number of epochs is fairly low, only 10." Source: report, section 2.
 EPOCHS_OF_REPORT = 10
@@ -257,8 +258,16 @@ NAMED: dict[str, Callable[[], Config]] = {
 }
 
 
+def best_configs() -> dict[str, Path]:
+    """Return the files of the built-in studies' winners, by the study's name.
+
+    What found each, and how it did on the test split, is in docs/results.md.
+    """
+    return {path.stem: path for path in sorted(studies_folder().glob("best/*.json"))}
+
+
 def find_config(name_or_path: str) -> Config:
-    """Return the config of that name, else the one in that file.
+    """Return the config of that name, a built-in study's winner, or the one in that file.
 
     A file that is called like a config is meant by `./NAME`.
 
@@ -267,10 +276,13 @@ def find_config(name_or_path: str) -> Config:
     """
     if name_or_path in NAMED:
         return NAMED[name_or_path]()
+    best = best_configs()
+    if name_or_path in best:
+        return read_config(best[name_or_path])
     path = Path(name_or_path)
     if not path.suffix and not path.exists() and path.name == name_or_path:
         raise UsageError(
             f"There is no config named '{name_or_path}', and no such file."
-            f"{did_you_mean(name_or_path, NAMED)}"
+            f"{did_you_mean(name_or_path, [*NAMED, *best])}"
         )
     return read_config(path)

@@ -4,9 +4,11 @@ import keras
 import pytest
 
 from dlnn_search.config import Clocks, Config, Dense, FashionMnist, Mlp, Mnist, OwnModel
+from dlnn_search.errors import UsageError
 from dlnn_search.models.build import build
 from dlnn_search.models.shapes import n_parameters
-from dlnn_search.named_configs import NAMED
+from dlnn_search.named_configs import NAMED, best_configs, find_config
+from dlnn_search.study_files import built_in_studies, load_study
 
 PARAMETERS = {
     "mnist_mlp": 669_706,  # keras-team/keras, examples/mnist_mlp.py
@@ -121,3 +123,18 @@ def test_all_permuted_configs_share_one_permutation() -> None:
 def test_a_named_config_survives_json(name: str) -> None:
     config = NAMED[name]()
     assert Config.model_validate_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("name", best_configs())
+def test_a_built_in_studys_winner_is_found_by_the_studys_name(name: str) -> None:
+    assert name in built_in_studies()
+    config = find_config(name)
+    assert config.origin is not None and config.origin.study == name
+    study = load_study(name)
+    assert config.metric == study.metric
+    assert config.data == study.data
+
+
+def test_a_name_that_is_nearly_a_winners_is_suggested() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'task1-mnist-mlp'"):
+        find_config("task1-mnist-mpl")
