@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import events as table
@@ -35,11 +36,24 @@ def add_event(
 ) -> None:
     """Note what happened: `kind` is one word for programs, `words` a sentence for people."""
     with database.transaction() as connection:
-        connection.execute(
-            table.insert().values(
-                study_id=study_id, at=now(), kind=kind, worker=worker, slot_id=slot_id, words=words
-            )
+        insert_event(connection, study_id, kind, words, worker=worker, slot_id=slot_id)
+
+
+def insert_event(
+    connection: Connection,
+    study_id: int,
+    kind: str,
+    words: str,
+    *,
+    worker: str | None = None,
+    slot_id: int | None = None,
+) -> None:
+    """Note what happened in the transaction that makes it happen: both or neither."""
+    connection.execute(
+        table.insert().values(
+            study_id=study_id, at=now(), kind=kind, worker=worker, slot_id=slot_id, words=words
         )
+    )
 
 
 def last_events(database: Database, study_id: int, n: int) -> Sequence[Event]:

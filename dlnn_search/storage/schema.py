@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -43,6 +44,7 @@ studies = Table(
     # What every worker, anywhere, is asked to do: run, pause, stop (finish what runs), stop_now.
     Column("control", String(16), nullable=False, server_default="run"),
     Column("control_reason", Text),  # why, in words; a bug's traceback where that stopped it
+    Column("control_at", Float),  # since when
     Column("lease_seconds", Float, nullable=False, server_default="120"),
     # The budget beside the number of slots; NULL is without limit.
     Column("wall_seconds", Float),
@@ -51,6 +53,8 @@ studies = Table(
     # Wall time counts while a slot is held: what earlier spells used, and when this one began.
     Column("wall_used_seconds", Float, nullable=False, server_default="0"),
     Column("active_since", Float),
+    # Whether a config that was trained already has that result, or is trained again (0).
+    Column("reuse", Integer, nullable=False, server_default="1"),
     Column("parent", String(128)),  # the study whose best trials this one trains again
 )
 
@@ -64,7 +68,9 @@ slots = Table(
     Column("state", String(8), nullable=False),  # open, held, done
     Column("fence", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
-    Column("worker", String(128)),
+    Column("memory_failures", Integer, nullable=False, server_default="0"),
+    Column("worker", String(128)),  # its holder; of an open slot, who lost it
+    Column("claim_token", String(32)),  # finds a claim again whose answer was lost
     Column("lease_ends_at", Float),
     Column("trial_id", Integer),
     Column("trial_number", Integer),
@@ -77,6 +83,7 @@ slots = Table(
     Column("note", Text),  # what a reader of the trial should know, such as that it started over
     Column("told", Integer, nullable=False),  # 1 when Optuna's trial has the outcome
     Column("claimed_at", Float),
+    Column("settled_at", Float),
     Column("spent_seconds", Float, nullable=False, server_default="0"),  # by earlier holders
     Column("fingerprint", String(32)),  # of the config, to find one that was trained already
     Column("waits_for", Integer),  # the slot that trains the same config just now
@@ -85,6 +92,16 @@ slots = Table(
     Column("checkpoint_epoch", Integer),
     UniqueConstraint("study_id", "number"),
     Index("dlnn_slots_claim", "study_id", "state", "number"),
+    # Begun and given back: few of many, and claimed first.
+    Index(
+        "dlnn_slots_begun",
+        "study_id",
+        "number",
+        sqlite_where=text("state = 'open' AND trial_id IS NOT NULL"),
+        postgresql_where=text("state = 'open' AND trial_id IS NOT NULL"),
+    ),
+    # A budget of worker-hours is a sum over all slots, asked each second.
+    Index("dlnn_slots_spent", "study_id", "spent_seconds"),
     # Every worker asks for the untold before each claim, and nearly always there is none.
     Index("dlnn_slots_untold", "study_id", "state", "told"),
     Index("dlnn_slots_best", "study_id", "outcome", "value", "trial_number"),

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.engine import RowMapping
 
 from dlnn_search.errors import DlnnSearchError
+from dlnn_search.storage.budget import extend_slots, lock_study
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import now, studies, workers
+from dlnn_search.storage.schema import now, workers
 from dlnn_search.storage.schema import slots as table
 
 #: Longer than any honest silence of a worker: building, compiling and the first batches of a
@@ -74,23 +75,8 @@ class Slots:
     def extend_to(self, n_slots: int) -> None:
         """Let the budget have at least `n_slots`; it never shrinks."""
         with self._database.transaction() as connection:
-            _lock_study(connection, self._study_id)
-            first = connection.scalar(
-                sa.select(sa.func.count()).where(table.c.study_id == self._study_id)
-            )
-            rows = [
-                {
-                    "study_id": self._study_id,
-                    "number": number,
-                    "state": "open",
-                    "fence": 0,
-                    "losses": 0,
-                    "told": 0,
-                }
-                for number in range(first or 0, n_slots)
-            ]
-            if rows:
-                connection.execute(table.insert(), rows)
+            lock_study(connection, self._study_id)
+            extend_slots(connection, self._study_id, n_slots)
 
     def claim(self, worker: str) -> Slot | None:
         """Claim a slot in one statement: a begun one first, then the lowest number.
@@ -283,9 +269,3 @@ def _slot(row: RowMapping) -> Slot:
         trial_number=row["trial_number"],
         config=row["config"],
     )
-
-
-def _lock_study(connection: Connection, study_id: int) -> None:
-    """Keep others from extending the same budget until the transaction's end."""
-    # An update that changes nothing takes the row's lock (PostgreSQL) or the writer's (SQLite).
-    connection.execute(studies.update().where(studies.c.id == study_id).values(name=studies.c.name))

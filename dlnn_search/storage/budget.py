@@ -1,0 +1,322 @@
+"""A study's budget: how many trials, how much time, until when; kept in the database.
+
+Wall time runs while at least one slot is held by a worker that makes progress. A worker's hours
+are those that it holds a slot. Every claim asks for all limits (`slots.py`), by the database's
+clock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from dlnn_search.errors import UsageError
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.schema import now, slots, studies
+
+#: More rows than any search needs; a slip of the keyboard is refused before it fills a disk.
+MAX_TRIALS = 1_000_000
+
+Limit = Literal["trials", "wall time", "worker-hours", "deadline"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a study may use in all; None leaves a limit as it is.
+
+    Attributes:
+        trials: Number of slots.
+        wall_seconds: Time in which some trial is trained; `math.inf` takes the limit away.
+        worker_seconds: The same, added up over workers; `math.inf` takes the limit away.
+        deadline_at: Seconds since 1970, UTC; `math.inf` takes the limit away.
+
+    Raises:
+        UsageError: If a limit cannot be meant.
+    """
+
+    trials: int | None = None
+    wall_seconds: float | None = None
+    worker_seconds: float | None = None
+    deadline_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and not 1 <= self.trials <= MAX_TRIALS:
+            raise UsageError(f"Expected a budget of 1 to {MAX_TRIALS:,} trials, got {self.trials}.")
+        for name, value in (
+            ("wall time", self.wall_seconds),
+            ("worker-hours", self.worker_seconds),
+            ("a deadline", self.deadline_at),
+        ):
+            if value is not None and not value > 0:  # NaN, too
+                raise UsageError(f"Expected a budget of {name} above 0, got {value}.")
+
+
+@dataclass(frozen=True)
+class BudgetUse:
+    """What a study's budget is, and what is used of it. Limits are None where there is none.
+
+    Attributes:
+        trials: Number of slots.
+        settled: Slots that have their outcome.
+        held: Slots that a worker trains just now.
+        now: The database's clock, seconds since 1970.
+    """
+
+    trials: int
+    settled: int
+    held: int
+    wall_seconds: float | None
+    wall_used_seconds: float
+    worker_seconds: float | None
+    worker_used_seconds: float
+    deadline_at: float | None
+    now: float
+
+    @property
+    def exhausted_by(self) -> Limit | None:
+        """Which limit forbids another claim; trials only when each is settled."""
+        if self.settled >= self.trials:
+            return "trials"
+        if self.deadline_at is not None and self.now >= self.deadline_at:
+            return "deadline"
+        if self.wall_seconds is not None and self.wall_used_seconds >= self.wall_seconds:
+            return "wall time"
+        if self.worker_seconds is not None and self.worker_used_seconds >= self.worker_seconds:
+            return "worker-hours"
+        return None
+
+    @property
+    def exhausted(self) -> str | None:
+        """Why no slot can be claimed, in words; None where one can, or will when it is free."""
+        limit = self.exhausted_by
+        if limit == "trials":
+            return f"exhausted by trials: all {self.trials} are done"
+        done = f"{self.settled} of {self.trials} trials are done"
+        if limit == "deadline":
+            assert self.deadline_at is not None
+            return f"exhausted by its deadline, {time_words(self.deadline_at)}; {done}"
+        if limit == "wall time":
+            used, of = self.wall_used_seconds, self.wall_seconds
+        elif limit == "worker-hours":
+            used, of = self.worker_used_seconds, self.worker_seconds
+        else:
+            return None
+        assert of is not None
+        return f"exhausted by {limit}: {duration_words(used)} of {duration_words(of)}; {done}"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Wall time until a limit of time is met; None without one.
+
+        Worker-hours shrink as many times as fast as slots are held.
+        """
+        left = []
+        if self.deadline_at is not None:
+            left.append(self.deadline_at - self.now)
+        if self.wall_seconds is not None:
+            left.append(self.wall_seconds - self.wall_used_seconds)
+        if self.worker_seconds is not None:
+            left.append((self.worker_seconds - self.worker_used_seconds) / max(1, self.held))
+        return max(0.0, min(left)) if left else None
+
+
+def extend_budget(database: Database, study_id: int, budget: Budget) -> list[str]:
+    """Let a study have at least this budget: a limit grows, or is set where there was none.
+
+    Returns:
+        One sentence for each limit that was asked to shrink and therefore stays as it was.
+    """
+    kept = []
+    with database.transaction() as connection:
+        lock_study(connection, study_id)
+        if budget.trials is not None:
+            n_slots = extend_slots(connection, study_id, budget.trials)
+            if n_slots > budget.trials:
+                kept.append(
+                    f"The budget stays at {n_slots} trials (asked for {budget.trials}): "
+                    "it never shrinks."
+                )
+        row = connection.execute(sa.select(studies).where(studies.c.id == study_id)).one()
+        changed: dict[str, Any] = {}
+        for column, name, words in (
+            ("wall_seconds", "wall time", duration_words),
+            ("worker_seconds", "worker-hours", duration_words),
+            ("deadline_at", "deadline", time_words),
+        ):
+            wanted, present = getattr(budget, column), getattr(row, column)
+            if wanted is None or wanted == present:
+                continue
+            if math.isinf(wanted):
+                changed[column] = None
+            elif present is None or wanted > present:
+                changed[column] = wanted
+            else:
+                kept.append(
+                    f"The budget's {name} stays at {words(present)} (asked for "
+                    f"{words(wanted)}): it never shrinks. End the study earlier with "
+                    "'dlnn-search stop'."
+                )
+        if changed:
+            connection.execute(studies.update().where(studies.c.id == study_id).values(**changed))
+    return kept
+
+
+def budget_use(database: Database, study_id: int) -> BudgetUse:
+    """Return a study's budget and what is used of it, at one moment of the database's clock."""
+    of_study = slots.c.study_id == study_id
+
+    def count(*where: Any) -> sa.ScalarSelect[int]:
+        return sa.select(sa.func.count()).select_from(slots).where(*where).scalar_subquery()
+
+    query = sa.select(
+        count(of_study).label("trials"),
+        count(of_study, slots.c.state == "done").label("settled"),
+        count(of_study, slots.c.state == "held", slots.c.lease_ends_at > now()).label("held"),
+        studies.c.wall_seconds,
+        wall_used(study_id).label("wall_used_seconds"),
+        studies.c.worker_seconds,
+        worker_used(study_id).label("worker_used_seconds"),
+        studies.c.deadline_at,
+        now().label("now"),
+    ).where(studies.c.id == study_id)
+    with database.transaction() as connection:
+        row = connection.execute(query).mappings().one()
+    return BudgetUse(**row)
+
+
+def extend_slots(connection: Connection, study_id: int, n_slots: int) -> int:
+    """Let a study whose row is locked have at least `n_slots`; return how many it has."""
+    there = connection.scalar(sa.select(sa.func.count()).where(slots.c.study_id == study_id)) or 0
+    rows = [
+        {
+            "study_id": study_id,
+            "number": number,
+            "state": "open",
+            "fence": 0,
+            "losses": 0,
+            "told": 0,
+        }
+        for number in range(there, n_slots)
+    ]
+    if rows:
+        connection.execute(slots.insert(), rows)
+    return max(there, n_slots)
+
+
+def lock_study(connection: Connection, study_id: int) -> None:
+    """Keep others from changing the same study until the transaction's end."""
+    # An update that changes nothing takes the row's lock (PostgreSQL) or the writer's (SQLite).
+    connection.execute(studies.update().where(studies.c.id == study_id).values(name=studies.c.name))
+
+
+def earlier(one: sa.ColumnElement[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return the smaller of two times: SQLite and PostgreSQL have other words for it."""
+    return sa.case((one < other, one), else_=other)
+
+
+def held_seconds() -> sa.ColumnElement[float]:
+    """Return how long a held slot's worker has it: until now, or until its lease ran out."""
+    until = earlier(slots.c.lease_ends_at, now())
+    return sa.case(
+        (slots.c.state == "held", until - sa.func.coalesce(slots.c.claimed_at, until)), else_=0.0
+    )
+
+
+def spell_seconds(study_id: int) -> sa.ColumnElement[float]:
+    """Return how long slots have been held without a gap: until now, or the last lease's end."""
+    last = (
+        sa.select(sa.func.max(slots.c.lease_ends_at))
+        .where(slots.c.study_id == study_id, slots.c.state == "held")
+        .scalar_subquery()
+    )
+    until = earlier(sa.func.coalesce(last, studies.c.active_since), now())
+    return sa.case(
+        (
+            sa.and_(studies.c.active_since.is_not(None), until > studies.c.active_since),
+            until - studies.c.active_since,
+        ),
+        else_=0.0,
+    )
+
+
+def wall_used(study_id: int) -> sa.ColumnElement[float]:
+    """Return a study's wall time so far, as a part of a query of its row."""
+    return studies.c.wall_used_seconds + spell_seconds(study_id)
+
+
+def worker_used(study_id: int) -> sa.ColumnElement[float]:
+    """Return the time that workers held a study's slots, as a part of a query."""
+    spent = sa.select(sa.func.coalesce(sa.func.sum(slots.c.spent_seconds), 0.0)).where(
+        slots.c.study_id == study_id
+    )
+    live = sa.select(sa.func.coalesce(sa.func.sum(held_seconds()), 0.0)).where(
+        slots.c.study_id == study_id, slots.c.state == "held"
+    )
+    return spent.scalar_subquery() + live.scalar_subquery()
+
+
+def time_is_up(study_id: int) -> sa.ColumnElement[int]:
+    """Return 1 where a limit of time is met, else 0, as a part of a query of the study's row.
+
+    A limit that is not set costs nothing: its sum stands behind a CASE.
+    """
+    row = studies.c
+    return sa.case(
+        (sa.and_(row.deadline_at.is_not(None), now() >= row.deadline_at), 1),
+        (
+            row.wall_seconds.is_not(None),
+            sa.case((wall_used(study_id) >= row.wall_seconds, 1), else_=0),
+        ),
+        else_=0,
+    ) + sa.case(
+        (
+            row.worker_seconds.is_not(None),
+            sa.case((worker_used(study_id) >= row.worker_seconds, 1), else_=0),
+        ),
+        else_=0,
+    )
+
+
+def begin_spell(connection: Connection, study_id: int) -> None:
+    """Let wall time run from now on, unless it does."""
+    connection.execute(
+        studies.update()
+        .where(studies.c.id == study_id, studies.c.active_since.is_(None))
+        .values(active_since=now())
+    )
+
+
+def end_spell(connection: Connection, study_id: int, *, by_crash: bool) -> None:
+    """Stop wall time where no slot is held any more.
+
+    Args:
+        by_crash: Whether time stopped at the end of the last lease instead of now.
+    """
+    alive = sa.exists().where(
+        slots.c.study_id == study_id, slots.c.state == "held", slots.c.lease_ends_at > now()
+    )
+    spell = spell_seconds(study_id) if by_crash else now() - studies.c.active_since
+    connection.execute(
+        studies.update()
+        .where(studies.c.id == study_id, studies.c.active_since.is_not(None), ~alive)
+        .values(wall_used_seconds=studies.c.wall_used_seconds + spell, active_since=None)
+    )
+
+
+def duration_words(seconds: float) -> str:
+    """Return a duration as people say it: `45 s`, `12 min`, `2 h 5 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min".removesuffix(" 0 min") if hours else f"{minutes} min"
+
+
+def time_words(at: float) -> str:
+    """Return a moment as a date and time in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -1,0 +1,153 @@
+"""What all workers of a study, on any machine, are asked to do; kept in the database.
+
+`run`: go on. `pause`: keep what is trained at the epoch's end, give the slots back, wait.
+`stop`: finish the running trials, begin none, end. `stop_now`: keep what is there, give the slots
+back, end. Workers read it about once a second, with each renewal of a lease.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from dlnn_search.errors import UsageError
+from dlnn_search.storage.budget import time_is_up
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.events import insert_event
+from dlnn_search.storage.schema import now, studies
+
+Control = Literal["run", "pause", "stop", "stop_now"]
+
+#: A shorter lease would end between two renewals of a worker that is well.
+MIN_LEASE_SECONDS = 3.0
+MAX_LEASE_SECONDS = 86_400.0
+
+_EVENTS: dict[Control, str] = {
+    "run": "resumed",
+    "pause": "paused",
+    "stop": "stopped",
+    "stop_now": "stopped",
+}
+_WORDS: dict[Control, str] = {
+    "run": "Workers go on.",
+    "pause": "Workers keep their epochs and wait.",
+    "stop": "Workers finish their trials and end.",
+    "stop_now": "Workers give their trials back and end.",
+}
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a study's workers are asked to do at this moment.
+
+    Attributes:
+        reason: Why, in words; a traceback where a bug of the study stopped it.
+        time_is_up: Whether a budget of time is used up: no claims, and running trials are kept at
+            their epoch's end.
+    """
+
+    control: Control
+    reason: str | None = None
+    time_is_up: bool = False
+
+
+def set_control(
+    database: Database,
+    study_id: int,
+    control: Control,
+    reason: str | None = None,
+    *,
+    worker: str | None = None,
+) -> bool:
+    """Ask all workers of a study to do something, with an event that says so.
+
+    Args:
+        reason: Why, for whoever looks at the study; None says only what is asked.
+        worker: Who asks, where a worker does.
+
+    Returns:
+        Whether that changed anything.
+    """
+    with database.transaction() as connection:
+        return change_control(connection, study_id, control, reason, worker=worker)
+
+
+def change_control(
+    connection: Connection,
+    study_id: int,
+    control: Control,
+    reason: str | None = None,
+    *,
+    worker: str | None = None,
+    only_if: Control | None = None,
+) -> bool:
+    """Do the same in a transaction that is open; `only_if` is what must hold before."""
+    where = [studies.c.id == study_id, studies.c.control != control]
+    if only_if is not None:
+        where.append(studies.c.control == only_if)
+    changed = connection.execute(
+        studies.update()
+        .where(*where)
+        .values(control=control, control_reason=reason, control_at=now())
+    )
+    if not changed.rowcount:
+        return False
+    # A traceback stands with the study, once; the event has its last line.
+    first = "" if reason is None else f"{reason.strip().splitlines()[-1]} "
+    insert_event(connection, study_id, _EVENTS[control], first + _WORDS[control], worker=worker)
+    return True
+
+
+def go_on(database: Database, study_id: int) -> bool:
+    """Let workers run, as `start` and `resume` do; return whether they were asked otherwise."""
+    return set_control(database, study_id, "run")
+
+
+def orders(database: Database, study_id: int) -> Orders:
+    """Return what a study's workers are asked to do."""
+    with database.transaction() as connection:
+        return read_orders(connection, study_id)
+
+
+def read_orders(connection: Connection, study_id: int) -> Orders:
+    """Do the same in a transaction that is open."""
+    row = connection.execute(orders_query(study_id)).one()
+    return Orders(row.control, row.control_reason, bool(row.time_is_up))
+
+
+def orders_query(study_id: int) -> sa.Select[Any]:
+    """Return the query of what `Orders` holds."""
+    return sa.select(
+        studies.c.control, studies.c.control_reason, time_is_up(study_id).label("time_is_up")
+    ).where(studies.c.id == study_id)
+
+
+def set_lease_seconds(database: Database, study_id: int, seconds: float) -> None:
+    """Let the study's leases last that long, from the next claim or renewal of each on.
+
+    A worker that makes no progress for that long loses its slot. Building and compiling a
+    large model are no progress: 120 s, the default, suit all that was measured.
+
+    Raises:
+        UsageError: If that is too short for any worker, or longer than a day.
+    """
+    if not MIN_LEASE_SECONDS <= seconds <= MAX_LEASE_SECONDS:
+        raise UsageError(
+            f"Expected a lease of {MIN_LEASE_SECONDS:g} s to {MAX_LEASE_SECONDS / 3600:g} h, "
+            f"got {seconds:g} s. 120 s, the default, suit most studies."
+        )
+    with database.transaction() as connection:
+        connection.execute(
+            studies.update().where(studies.c.id == study_id).values(lease_seconds=seconds)
+        )
+
+
+def set_reuse(database: Database, study_id: int, reuse: bool) -> None:
+    """Say whether a config that was trained already has that result, or is trained anew."""
+    with database.transaction() as connection:
+        connection.execute(
+            studies.update().where(studies.c.id == study_id).values(reuse=int(reuse))
+        )
