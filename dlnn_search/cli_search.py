@@ -35,7 +35,9 @@ def start(
     study: Annotated[
         str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
     ],
-    workers: Annotated[int, typer.Option("--workers", help="Worker processes.")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Worker processes; 0: others join by 'worker'.")
+    ] = 1,
     trials: Annotated[
         int | None,
         typer.Option("--trials", help="Budget in all; else as before, at first the study's own."),
@@ -66,8 +68,12 @@ def start(
         timeout_seconds=seconds,
         view=lambda status: LiveView(console, status),
     )
-    from dlnn_search.report.tables import print_end
+    from dlnn_search.report.tables import print_end, print_ready
 
+    if workers == 0 and started.status.n_done < started.status.budget:
+        joined = f"dlnn-search worker {study}{' --quick' if quick else ''}"
+        print_ready(console, started.status, joined, storage_words(storage))
+        return
     again = f"dlnn-search start {study}{' --quick' if quick else ''} --workers {workers}"
     code = f" --study {study}" if loaded.load or loaded.build else ""
     print_end(console, started.status, again, storage_words(storage), code)

@@ -136,6 +136,22 @@ def print_best(
     _say(console, f"\nExport it: dlnn-search export {study.name} -o best.json{storage}")
 
 
+def print_ready(console: Console, status: StudyStatus, join: str, storage: str) -> None:
+    """Print that a search waits for workers, and the command by which they join.
+
+    Args:
+        console: To print on.
+        status: Of the study.
+        join: The command of a worker.
+        storage: The option that names the database, if one was given.
+    """
+    _say(
+        console,
+        f"{status.name} is ready: {status.n_done} of {status.budget} trials are done. "
+        f"Workers join, from any machine, by:\n  {join}{storage}",
+    )
+
+
 def print_end(
     console: Console, status: StudyStatus, again: str, storage: str, code: str = ""
 ) -> None:

@@ -45,6 +45,7 @@ def start(
 
     Args:
         arguments: The study's name or file and options, as a worker finds it again.
+        n_workers: With 0 only the budget and the data are made, for workers that join.
         n_trials: The budget in all; None: what an earlier start made it, else the study's own.
             It never shrinks.
         timeout_seconds: After it the workers finish their epoch and stop.
@@ -52,8 +53,8 @@ def start(
     Raises:
         DlnnSearchError: If the study, the data, the database or the workers fail.
     """
-    if not 1 <= n_workers <= MAX_WORKERS:
-        raise UsageError(f"Expected 1 to {MAX_WORKERS} workers, got --workers {n_workers}.")
+    if not 0 <= n_workers <= MAX_WORKERS:
+        raise UsageError(f"Expected 0 to {MAX_WORKERS} workers, got --workers {n_workers}.")
     if n_trials is not None and n_trials < 1:
         raise UsageError(f"Expected a budget of at least 1 trial, got --trials {n_trials}.")
     # A space that fails is told before anything is stored of it.
@@ -73,6 +74,8 @@ def start(
             return Started(study_status(database, stored), ended_by_itself=True)
         # Before a worker starts: the wait for data is shown here.
         data.prepare_data(example.data, example.training.curriculum)
+        if n_workers == 0:
+            return Started(study_status(database, stored), ended_by_itself=True)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         supervisor = Supervisor(
             command=["worker", *arguments],
