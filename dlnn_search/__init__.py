@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         read_config,
     )
     from dlnn_search.own_code import OwnImages
+    from dlnn_search.search.pruning import HalvingPruner
     from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe
     from dlnn_search.study_files import load_study
 
@@ -60,6 +61,7 @@ __all__ = [
     "Dropout",
     "FashionMnist",
     "Halving",
+    "HalvingPruner",
     "Joint",
     "Mlp",
     "Mnist",
@@ -91,6 +93,8 @@ def __getattr__(name: str) -> object:
     module = "dlnn_search.study" if name in _OF_STUDY else "dlnn_search.config"
     if name == "OwnImages":
         module = "dlnn_search.own_code"
+    if name == "HalvingPruner":
+        module = "dlnn_search.search.pruning"
     if name == "load_study":
         module = "dlnn_search.study_files"
     return getattr(importlib.import_module(module), name)

@@ -27,6 +27,39 @@ DIRECTIONS: dict[str, str] = {
 IN_MINUTES = frozenset({"common_sense_error", "minute_error", "median_error", "p95_error"})
 
 
+#: What a network reaches that knows nothing of the picture: any fixed time, or one at random. The
+#: distance on the dial is then even over 0 to 360 minutes, that of minutes over 0 to 30.
+_CHANCE_ON_CLOCKS: dict[str, float] = {
+    "common_sense_error": 180.0,
+    "median_error": 180.0,
+    "p95_error": 342.0,
+    "minute_error": 15.0,
+    "hour_accuracy": 1 / HOURS,
+    "minute_accuracy": 1 / MINUTES,
+    "gross_errors": 1 - (2 * GROSS_ERROR_MINUTES + 1) / MINUTES_ON_DIAL,
+}
+
+
+def chance_of(metric: str, n_classes: int | None = None) -> float | None:
+    """Return what guessing reaches in a metric.
+
+    Args:
+        metric: One of `DIRECTIONS`.
+        n_classes: Of equally frequent labels, for `accuracy`.
+
+    Returns:
+        In the metric's unit; None where it depends on the network, as a loss does.
+    """
+    if metric == "accuracy":
+        return None if n_classes is None else 1 / n_classes
+    return _CHANCE_ON_CLOCKS.get(metric)
+
+
+def perfect_of(metric: str) -> float:
+    """Return what no model beats in a metric."""
+    return 1.0 if DIRECTIONS[metric] == "maximize" else 0.0
+
+
 def accuracy(label_true: ArrayLike, label_pred: ArrayLike) -> float:
     """Return the share of labels that are right, in [0, 1].
 

@@ -20,6 +20,7 @@ from dlnn_search.config import Config, Data, OwnData, OwnModel, explain, study_d
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.own_code import Builder, Loader, OwnCode, line_of
+from dlnn_search.search.halving import Halving as Halving
 
 Space = Callable[[optuna.Trial], Config]
 
@@ -43,22 +44,6 @@ class RandomSearch:
 
 
 Sampler = Tpe | RandomSearch
-
-
-@dataclass(frozen=True)
-class Halving:
-    """Asynchronous successive halving: at each rung the best 1/`factor` of the trials go on.
-
-    Attributes:
-        first_rung: Epoch of the first judgement. Not before training has left chance: a clock
-            network sits there for several epochs whatever becomes of it later.
-        factor: Each rung's epoch is that many times the one before.
-
-    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
-    """
-
-    first_rung: int
-    factor: int = 3
 
 
 @dataclass(frozen=True)

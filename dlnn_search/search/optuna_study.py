@@ -14,9 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.config import Config
 from dlnn_search.errors import StorageError
+from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
-from dlnn_search.study import Halving, RandomSearch, Sampler, Study
+from dlnn_search.study import RandomSearch, Sampler, Study
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
 #: killed between the two rows leaves no trial without an owner.
@@ -47,15 +48,6 @@ def make_sampler(sampler: Sampler, study_name: str, slot_number: int) -> BaseSam
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=sampler.n_startup_trials)
 
 
-def make_pruner(pruner: Halving | None) -> optuna.pruners.BasePruner:
-    """Return Optuna's pruner for a study's description of one."""
-    if pruner is None:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=pruner.first_rung, reduction_factor=pruner.factor
-    )
-
-
 def open_optuna_study(study: Study, database: Database) -> optuna.Study:
     """Return Optuna's study of this name, made where it is missing."""
     with storage_errors(database.url):
@@ -63,7 +55,7 @@ def open_optuna_study(study: Study, database: Database) -> optuna.Study:
             study_name=study.name,
             storage=database.optuna,
             direction=study.direction,
-            pruner=make_pruner(study.pruner),
+            pruner=make_pruner(study, database),
             load_if_exists=True,
         )
         if opened.metric_names is None:

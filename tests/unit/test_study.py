@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dlnn_search.config import Config, FashionMnist, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError, StudyError
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.search.optuna_study import example_config, make_pruner, make_sampler
+from dlnn_search.search.optuna_study import example_config, make_sampler
 from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe, is_better
 
 
@@ -157,25 +157,9 @@ def test_slots_have_seeds_of_their_own_and_workers_have_not() -> None:
     assert len(set(first)) == len(places)
 
 
-def test_samplers_and_pruners_are_those_that_the_study_describes() -> None:
+def test_samplers_are_those_that_the_study_describes() -> None:
     assert isinstance(make_sampler(RandomSearch(), "s", 0), optuna.samplers.RandomSampler)
     assert isinstance(make_sampler(Tpe(), "s", 0), optuna.samplers.TPESampler)
-    assert isinstance(make_pruner(None), optuna.pruners.NopPruner)
-    assert isinstance(make_pruner(Halving(2)), optuna.pruners.SuccessiveHalvingPruner)
-
-
-def test_a_pruner_lets_every_trial_reach_its_first_rung_and_the_best_pass_it() -> None:
-    study = optuna.create_study(pruner=make_pruner(Halving(first_rung=3, factor=2)))
-    pruned = []
-    for value in (1.0, 2.0, 3.0, 4.0):
-        trial = study.ask()
-        for epoch in (1, 2, 3):
-            trial.report(value, epoch)
-            if epoch < 3:
-                assert not trial.should_prune()
-        pruned.append(trial.should_prune())
-        study.tell(trial, value)
-    assert pruned == [False, True, True, True]
 
 
 numbers = st.floats(allow_nan=False)
