@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dlnn_search import __version__, cli_data, cli_results, cli_search
+from dlnn_search import __version__, cli_data, cli_results, cli_search, cli_storage
 from dlnn_search.errors import DlnnSearchError
 
 EXIT_INTERRUPTED = 130
@@ -63,6 +63,7 @@ app = typer.Typer(
     help="Search hyperparameters of Keras models; every worker shares one study in a database.",
 )
 app.add_typer(cli_data.app, name="data", help="Data sets: list, prepare, import, preview.")
+app.add_typer(cli_storage.app, name="storage", help="The trials database: upgrade it.")
 # In the order of a search's life: the help lists them so.
 for command in (
     cli_search.studies,

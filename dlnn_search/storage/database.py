@@ -20,9 +20,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from dlnn_search import __version__
 from dlnn_search.errors import OutageError, StorageError, UsageError
-from dlnn_search.storage import schema, sqlite
+from dlnn_search.storage import migrations, sqlite
 from dlnn_search.storage.retry import may_pass, retry
 
 DEFAULT_URL = "sqlite:///storage/data/dlnn.db"
@@ -166,11 +165,11 @@ def _postgresql(url: URL) -> str:
 
 
 def open_database(url: str, *, create: bool) -> Database:
-    """Open a database, and make the tables where `create` says so and they are missing.
+    """Open a database; where `create` says so, make missing tables and bring older ones up.
 
     Raises:
-        StorageError: If it cannot be reached, is none, or is another version's; or, without
-            `create`, if it has no tables of ours.
+        StorageError: If it cannot be reached, is none, or is a newer version's; or, without
+            `create`, if it has no tables of ours or those of an older version.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -181,7 +180,8 @@ def open_database(url: str, *, create: bool) -> Database:
         # Optuna makes its tables in any database that it opens, so we look first.
         engine = sa.create_engine(url, **kwargs)
         try:
-            if _has_our_tables(engine, url):
+            found = migrations.state_of(engine, shown(url))
+            if found == "current":
                 if engine.dialect.name == "sqlite":
                     sqlite.use_write_ahead_log(engine)
                 storage = _optuna_storage(url, kwargs)
@@ -189,19 +189,58 @@ def open_database(url: str, *, create: bool) -> Database:
                 with _alone(engine, url):
                     if engine.dialect.name == "sqlite":
                         sqlite.use_write_ahead_log(engine)
-                    storage = _optuna_storage(url, kwargs)
-                    _create_tables(engine)
+                    optunas = _optuna_storage(url, kwargs)  # makes its tables
+                    optunas.remove_session()
+                    optunas.engine.dispose()
+                    migrations.upgrade(engine, shown(url))
+                storage = _optuna_storage(url, kwargs)
+            elif found == "older":
+                raise migrations.too_old(engine, shown(url))
             else:
-                raise StorageError(
-                    f"The database {shown(url)} holds no study yet. "
-                    "Begin one with 'dlnn-search start STUDY', or name another with --storage."
-                )
+                raise _no_study_yet(url)
         finally:
             engine.dispose()
     _tell_errors_at_their_source(storage.engine, url)
     if storage.engine.dialect.name == "sqlite":
         sqlite.lock_where_asked(storage.engine)
     return Database(url, storage, sqlite.file_identity(url))
+
+
+def upgrade_database(url: str) -> tuple[int, int]:
+    """Bring a database of ours to this program's version, Optuna's tables included.
+
+    Returns:
+        The version of our tables before, and the one now.
+
+    Raises:
+        StorageError: If there is none, or a newer program made it.
+    """
+    with storage_errors(url):
+        if make_url(url).get_backend_name() == "sqlite":
+            sqlite.look_for_file(url, create=False)
+        kwargs = _engine_kwargs(url)
+        engine = sa.create_engine(url, **kwargs)
+        try:
+            if migrations.state_of(engine, shown(url)) == "none":
+                raise _no_study_yet(url)
+            with _alone(engine, url):
+                optunas = _optuna_storage(url, kwargs, skip_compatibility_check=True)
+                try:
+                    if optunas.get_current_version() != optunas.get_head_version():
+                        optunas.upgrade()
+                finally:
+                    optunas.remove_session()
+                    optunas.engine.dispose()
+                return migrations.upgrade(engine, shown(url))
+        finally:
+            engine.dispose()
+
+
+def _no_study_yet(url: str) -> StorageError:
+    return StorageError(
+        f"The database {shown(url)} holds no study yet. "
+        "Begin one with 'dlnn-search start STUDY', or name another with --storage."
+    )
 
 
 def shown(url: str) -> str:
@@ -239,13 +278,19 @@ def _connection_settings(url: str) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in make_url(url).query}
 
 
-def _optuna_storage(url: str, kwargs: dict[str, Any]) -> RDBStorage:
+def _optuna_storage(
+    url: str, kwargs: dict[str, Any], *, skip_compatibility_check: bool = False
+) -> RDBStorage:
     # Where Optuna refuses the database it leaves connections open: it gets a pool to be closed.
     pool = sa.create_engine(url, **kwargs).pool
     # Optuna takes the address for a template: a brace in a password or a folder's name is not one.
     template = url.replace("{", "{{").replace("}", "}}")
     try:
-        return RDBStorage(template, engine_kwargs={"pool": pool})
+        return RDBStorage(
+            template,
+            engine_kwargs={"pool": pool},
+            skip_compatibility_check=skip_compatibility_check,
+        )
     except BaseException:
         pool.dispose()
         raise
@@ -273,40 +318,6 @@ def _tell_errors_at_their_source(engine: Engine, url: str) -> None:
 def _can_be_tried_again(error: DBAPIError) -> bool:
     """Whether PostgreSQL undid a transaction in favour of another; Optuna tries it again."""
     return str(getattr(error.orig, "sqlstate", None) or "").startswith("40")
-
-
-def _has_our_tables(engine: Engine, url: str) -> bool:
-    if not sa.inspect(engine).has_table(schema.schema.name):
-        return False
-    with engine.connect() as connection:
-        row = connection.execute(sa.select(schema.schema)).first()
-    if row is None:  # its making was cut off
-        return False
-    if row.version != schema.SCHEMA_VERSION:
-        newer = row.version > schema.SCHEMA_VERSION
-        raise StorageError(
-            f"The database {shown(url)} has our tables in version {row.version} (made by "
-            f"dlnn-search {row.program}); this is dlnn-search {__version__}, which expects "
-            f"version {schema.SCHEMA_VERSION}. "
-            + (
-                "Install the newer dlnn-search, or name another database with --storage."
-                if newer
-                else "Name another database with --storage, or go on with the older dlnn-search."
-            )
-        )
-    return True
-
-
-def _create_tables(engine: Engine) -> None:
-    with engine.begin() as connection:
-        if engine.dialect.name == "sqlite":
-            # Python's driver begins no transaction by itself for a CREATE: all tables or none.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        schema.metadata.create_all(connection)
-        if connection.execute(sa.select(schema.schema)).first() is None:
-            connection.execute(
-                schema.schema.insert().values(version=schema.SCHEMA_VERSION, program=__version__)
-            )
 
 
 #: Any number that no other program is likely to lock in the same database.

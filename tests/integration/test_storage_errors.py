@@ -303,23 +303,15 @@ class TestPostgreSQL:
 
 
 class TestVersions:
-    @pytest.mark.parametrize(
-        ("version", "advice"),
-        [
-            (SCHEMA_VERSION + 1, "Install the newer dlnn-search"),
-            (SCHEMA_VERSION - 1, "go on with the older dlnn-search"),
-        ],
-    )
-    def test_tables_of_another_version_are_refused(
-        self, database: Database, version: int, advice: str
-    ) -> None:
+    def test_tables_of_a_newer_version_are_refused(self, database: Database) -> None:
+        version = SCHEMA_VERSION + 1
         with database.transaction() as connection:
             connection.execute(schema.schema.update().values(version=version, program="7.8.9"))
         for create in (True, False):
             said = refused(database.url, create=create)
             assert f"in version {version} (made by dlnn-search 7.8.9)" in said
             assert f"expects version {SCHEMA_VERSION}" in said
-            assert advice in said
+            assert "Install the newer dlnn-search" in said
 
     @pytest.mark.parametrize("version", ["v3.0.0.d", "v99.0.0"])
     def test_optunas_tables_of_another_version_are_refused(

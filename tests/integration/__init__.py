@@ -1,0 +1,1 @@
+"""Real databases, real data sets, real training."""
