@@ -42,8 +42,9 @@ if TYPE_CHECKING:
         read_config,
     )
     from dlnn_search.own_code import OwnImages
+    from dlnn_search.search.coarse_to_fine import CoarseToFine
     from dlnn_search.search.pruning import HalvingPruner
-    from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe
+    from dlnn_search.study import CmaEs, Gp, Halving, Qmc, Quick, RandomSearch, Study, Tpe
     from dlnn_search.study_files import load_study
 
 __all__ = [
@@ -52,7 +53,9 @@ __all__ = [
     "BatchNorm",
     "ClockNet",
     "Clocks",
+    "CmaEs",
     "Cnn",
+    "CoarseToFine",
     "Config",
     "Contrast",
     "Conv",
@@ -60,6 +63,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "FashionMnist",
+    "Gp",
     "Halving",
     "HalvingPruner",
     "Joint",
@@ -71,6 +75,7 @@ __all__ = [
     "OwnImages",
     "OwnModel",
     "Pool",
+    "Qmc",
     "Quick",
     "RandomSearch",
     "Regression",
@@ -84,13 +89,15 @@ __all__ = [
     "read_config",
 ]
 
-_OF_STUDY = {"Halving", "Quick", "RandomSearch", "Study", "Tpe"}
+_OF_STUDY = {"CmaEs", "Gp", "Halving", "Qmc", "Quick", "RandomSearch", "Study", "Tpe"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'dlnn_search' has no attribute '{name}'")
     module = "dlnn_search.study" if name in _OF_STUDY else "dlnn_search.config"
+    if name == "CoarseToFine":
+        module = "dlnn_search.search.coarse_to_fine"
     if name == "OwnImages":
         module = "dlnn_search.own_code"
     if name == "HalvingPruner":

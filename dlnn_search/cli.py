@@ -9,7 +9,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dlnn_search import __version__, cli_data, cli_results, cli_search, cli_storage
+from dlnn_search import (
+    __version__,
+    cli_data,
+    cli_regions,
+    cli_results,
+    cli_search,
+    cli_storage,
+)
 from dlnn_search.errors import DlnnSearchError
 
 EXIT_INTERRUPTED = 130
@@ -70,6 +77,7 @@ for command in (
     cli_search.start,
     cli_results.trials,
     cli_results.best,
+    cli_regions.regions,
     cli_search.dashboard,
     cli_results.export,
     cli_results.evaluate,

@@ -46,6 +46,15 @@ def start(
         str | None,
         typer.Option("--timeout", metavar="TIME", help="Stop after that, e.g. 45s, 30m, 2h, 1.5d."),
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            metavar="NAME",
+            help="coarse-to-fine, tpe, random, qmc, cmaes or gp, for all workers from now on; "
+            "else as before, at first the study's own.",
+        ),
+    ] = None,
     storage: StorageOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The small version: minutes on two cores.")
@@ -66,6 +75,7 @@ def start(
         n_workers=workers,
         n_trials=trials,
         timeout_seconds=seconds,
+        sampler=sampler,
         view=lambda status: LiveView(console, status),
     )
     from dlnn_search.report.tables import print_end, print_ready

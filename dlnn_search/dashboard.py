@@ -15,6 +15,7 @@ import waitress
 from optuna_dashboard import save_plotly_graph_object, wsgi
 
 from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.report.regions import narrowing_figure, narrowing_of
 from dlnn_search.report.words import metric_name, metric_unit
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
@@ -27,6 +28,7 @@ MAX_TICKS = 12
 REFRESH_SECONDS = 10.0
 THREADS = 8
 FIGURE_ID = "learning-curves"
+REGIONS_ID = "regions"
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +114,10 @@ def _put_figure(database: Database, study: StoredStudy) -> None:
     save_plotly_graph_object(
         optuna_study, learning_curves(database, study), graph_object_id=FIGURE_ID
     )
+    narrowing = narrowing_of(optuna_study)
+    if narrowing.regions:
+        figure = narrowing_figure(narrowing, f"How the space of {study.name} narrowed")
+        save_plotly_graph_object(optuna_study, figure, graph_object_id=REGIONS_ID)
 
 
 def learning_curves(database: Database, study: StoredStudy) -> go.Figure:

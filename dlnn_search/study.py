@@ -20,6 +20,7 @@ from dlnn_search.config import Config, Data, OwnData, OwnModel, explain, study_d
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.own_code import Builder, Loader, OwnCode, line_of
+from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.halving import Halving as Halving
 
 Space = Callable[[optuna.Trial], Config]
@@ -43,7 +44,42 @@ class RandomSearch:
     """Each parameter drawn at random on its own scale."""
 
 
-Sampler = Tpe | RandomSearch
+@dataclass(frozen=True)
+class Qmc:
+    """Quasi-random: scrambled Sobol points, which leave smaller gaps than random ones.
+
+    Parameters that not every trial has are drawn at random.
+
+    Source: Bergstra and Bengio, Random Search for Hyper-Parameter Optimization, JMLR 2012.
+    """
+
+
+@dataclass(frozen=True)
+class CmaEs:
+    """Covariance matrix adaptation: a normal distribution that moves and learns its shape.
+
+    Choices, and parameters that not every trial has, are drawn at random.
+
+    Source: Hansen, The CMA Evolution Strategy: A Tutorial, 2016.
+    """
+
+
+@dataclass(frozen=True)
+class Gp:
+    """Optuna's Gaussian process with expected improvement; needs PyTorch: `dlnn-search[gp]`."""
+
+
+Sampler = CoarseToFine | Tpe | RandomSearch | Qmc | CmaEs | Gp
+
+#: What `--sampler` calls them.
+SAMPLERS: dict[str, Callable[[], Sampler]] = {
+    "coarse-to-fine": CoarseToFine,
+    "tpe": Tpe,
+    "random": RandomSearch,
+    "qmc": Qmc,
+    "cmaes": CmaEs,
+    "gp": Gp,
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +142,11 @@ class Study:
             raise StudyError(
                 f"Expected '{self.metric}' to be {DIRECTIONS[self.metric]}d, "
                 f"got {self.direction}='{self.metric}'."
+            )
+        if not isinstance(self.sampler, Sampler):
+            raise StudyError(
+                "Expected sampler=... to be one of CoarseToFine(), Tpe(), RandomSearch(), Qmc(), "
+                f"CmaEs(), Gp(), got {self.sampler!r}."
             )
         if self.trials < 1:
             raise StudyError(f"Expected a budget of at least 1 trial, got trials={self.trials}.")
@@ -238,14 +279,14 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """Return what makes trials comparable: the settings and the code, without comments.
 
-        The budget is left out (it may grow), and so are docstrings and layout.
+        The budget is left out (it may grow), and so are the sampler (a config is worth the same
+        whatever suggested it), docstrings and layout.
         """
         settings = {
             "metric": self.metric,
             "direction": self.direction,
             "data": None if self.data is None else self.data.meaning(),
             "epochs": self.epochs,
-            "sampler": repr(self.sampler),
             "pruner": repr(self.pruner),
             **self._own_functions(),
         }

@@ -6,6 +6,8 @@ import hashlib
 import warnings
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import lru_cache
+from importlib.util import find_spec
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -13,15 +15,19 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.config import Config
-from dlnn_search.errors import StorageError
+from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
-from dlnn_search.study import RandomSearch, Sampler, Study
+from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
 #: killed between the two rows leaves no trial without an owner.
 SLOT_ATTRIBUTE = "slot"
+
+#: A study's user attribute: the name of the sampler that `start --sampler` chose.
+SAMPLER_ATTRIBUTE = "sampler"
 
 #: User attributes of a failed trial: its kind, and why. At most `MAX_REASON` characters.
 FAILURE_ATTRIBUTE = "failure"
@@ -39,13 +45,89 @@ def make_sampler(sampler: Sampler, study_name: str, slot_number: int) -> BaseSam
     """Return the sampler for one slot, seeded by study and slot.
 
     The same seed on two workers would suggest the same trials to both; a seed a slot suggests
-    the same trial whichever worker draws it.
+    the same trial whichever worker draws it. Two samplers have one seed a study: a quasi-random
+    sequence is the workers' common one, and coarse-to-fine draws by seed and trial number.
+
+    Raises:
+        UsageError: If it needs a library that is not installed.
     """
-    digest = hashlib.sha256(f"{study_name}:{slot_number}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    if isinstance(sampler, RandomSearch):
-        return optuna.samplers.RandomSampler(seed=seed)
+    seed = _seed(f"{study_name}:{slot_number}")
+    match sampler:
+        case CoarseToFine():
+            return _coarse_to_fine(sampler, study_name)
+        case RandomSearch():
+            return optuna.samplers.RandomSampler(seed=seed)
+        case Qmc():
+            independent = optuna.samplers.RandomSampler(seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.samplers.QMCSampler(
+                    scramble=True,
+                    seed=_seed(study_name),
+                    independent_sampler=independent,
+                    warn_independent_sampling=False,
+                )
+        case CmaEs():
+            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        case Gp():
+            check_libraries(sampler)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.samplers.GPSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=sampler.n_startup_trials)
+
+
+@lru_cache(maxsize=8)
+def _coarse_to_fine(sampler: CoarseToFine, study_name: str) -> CoarseToFine:
+    """Return one sampler for all slots of a study: it keeps what it read of earlier trials."""
+    return sampler if sampler.seed is not None else sampler.seeded(_seed(study_name))
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def check_libraries(sampler: Sampler) -> None:
+    """Check that what a sampler needs is installed.
+
+    Raises:
+        UsageError: If not, with the command that installs it.
+    """
+    if isinstance(sampler, Gp) and find_spec("torch") is None:
+        raise UsageError(
+            "The sampler 'gp' needs PyTorch, which is not installed. "
+            "Install it with: pip install 'dlnn-search[gp]', or choose another --sampler."
+        )
+
+
+def sampler_of_name(name: str) -> Sampler:
+    """Return a sampler with its usual settings.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(f"Unknown sampler '{name}'.{did_you_mean(name, SAMPLERS)}")
+    return SAMPLERS[name]()
+
+
+def choose_sampler(optuna_study: optuna.Study, name: str) -> None:
+    """Let all workers of a study, anywhere and from now on, use a sampler of another name.
+
+    Trials are comparable whatever suggested them: this is no part of a study's definition.
+    """
+    check_libraries(sampler_of_name(name))
+    optuna_study.set_user_attr(SAMPLER_ATTRIBUTE, name)
+
+
+def chosen_sampler(optuna_study: optuna.Study, study: Study) -> Sampler:
+    """Return the sampler that a start chose, else the study's own."""
+    name = optuna_study.user_attrs.get(SAMPLER_ATTRIBUTE)
+    if name is None:
+        return study.sampler
+    chosen = sampler_of_name(name)
+    # The study's own one of that name has its settings.
+    return study.sampler if isinstance(study.sampler, type(chosen)) else chosen
 
 
 def open_optuna_study(study: Study, database: Database) -> optuna.Study:
@@ -82,7 +164,8 @@ def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.
     Raises:
         StorageError: If the trial it had was deleted.
     """
-    optuna_study.sampler = make_sampler(study.sampler, study.name, slot.number)
+    sampler = chosen_sampler(optuna_study, study)
+    optuna_study.sampler = make_sampler(sampler, study.name, slot.number)
     trial_id = slot.trial_id
     if trial_id is not None:
         _check_that_it_is_there(optuna_study, slot)

@@ -12,9 +12,15 @@ from dlnn_search import data
 from dlnn_search.errors import UsageError
 from dlnn_search.report.live import LiveView
 from dlnn_search.report.status import StudyStatus, study_status
-from dlnn_search.search.optuna_study import example_config, open_optuna_study
+from dlnn_search.search.optuna_study import (
+    check_libraries,
+    choose_sampler,
+    example_config,
+    open_optuna_study,
+    sampler_of_name,
+)
 from dlnn_search.service.supervisor import Supervisor, threads_per_worker, worker_environment
-from dlnn_search.storage.database import open_database
+from dlnn_search.storage.database import open_database, storage_errors
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.presence import dead_workers
 from dlnn_search.storage.slots import Slots
@@ -39,6 +45,7 @@ def start(
     n_workers: int,
     n_trials: int | None,
     timeout_seconds: float | None,
+    sampler: str | None = None,
     view: Callable[[Callable[[], StudyStatus]], LiveView],
 ) -> Started:
     """Search with worker processes on this machine until the budget is used up.
@@ -49,6 +56,7 @@ def start(
         n_trials: The budget in all; None: what an earlier start made it, else the study's own.
             It never shrinks.
         timeout_seconds: After it the workers finish their epoch and stop.
+        sampler: By name, for all workers; None: what an earlier start chose, else the study's own.
 
     Raises:
         DlnnSearchError: If the study, the data, the database or the workers fail.
@@ -57,13 +65,17 @@ def start(
         raise UsageError(f"Expected 0 to {MAX_WORKERS} workers, got --workers {n_workers}.")
     if n_trials is not None and n_trials < 1:
         raise UsageError(f"Expected a budget of at least 1 trial, got --trials {n_trials}.")
+    check_libraries(study.sampler if sampler is None else sampler_of_name(sampler))
     # A space that fails is told before anything is stored of it.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     example = example_config(study)
     database = open_database(url, create=True)
     try:
         stored = register(database, study.name, study.definition())
-        open_optuna_study(study, database)
+        optuna_study = open_optuna_study(study, database)
+        if sampler is not None:
+            with storage_errors(database.url):
+                choose_sampler(optuna_study, sampler)
         slots = Slots(database, stored.id)
         made_before = study_status(database, stored).budget
         slots.extend_to(n_trials or made_before or study.trials)

@@ -17,6 +17,8 @@ from dlnn_search.storage.schema import studies as table
 
 #: Changed lines shown of an edited study; the rest is counted.
 MAX_DIFFERENCES = 12
+#: Part of what version 0.1 stored: trials are comparable whatever sampler suggested them.
+NOT_COMPARED = {"sampler"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _has_trials(database: Database, study_id: int) -> bool:
 def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     def as_lines(definition: dict[str, Any]) -> list[str]:
         settings = definition["settings"]
-        return [f"{key} = {settings[key]}" for key in sorted(settings)] + str(
+        compared = sorted(settings.keys() - NOT_COMPARED)
+        return [f"{key} = {settings[key]}" for key in compared] + str(
             definition["code"]
         ).splitlines()
 

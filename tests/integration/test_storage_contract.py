@@ -249,7 +249,6 @@ class TestDefinitions:
         [
             {"data": Mnist(n_training=100)},
             {"epochs": 4},
-            {"sampler": RandomSearch()},
             {"pruner": Halving(first_rung=2)},
             {"maximize": None, "minimize": "loss"},
         ],
@@ -259,6 +258,16 @@ class TestDefinitions:
         self.register(database, a_study(), quick=False)
         with pytest.raises(StudyError, match=r"\n  - *"):
             self.register(database, a_study(**change), quick=False)
+
+    def test_another_sampler_leaves_trials_comparable(self, database: Database) -> None:
+        old = a_study().definition()
+        old["settings"]["sampler"] = "Tpe(n_startup_trials=10)"  # as version 0.1 stored it
+        slots = Slots(database, register(database, "some-study", old).id)
+        slots.extend_to(1)
+        slot = slots.claim("worker")
+        assert slot is not None
+        slots.begin(slot, 1, 0)
+        self.register(database, a_study(sampler=RandomSearch()), quick=False)
 
     def test_settings_of_the_quick_version_alone_leave_the_full_one_as_it_is(
         self, database: Database

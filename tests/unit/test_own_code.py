@@ -127,7 +127,7 @@ def test_the_definition_covers_loader_and_builder_but_not_words(tmp_path: Path) 
 def test_a_study_without_own_code_is_defined_as_ever() -> None:
     study = Study(space=space_of(Config(data=Mnist(), model=Mlp())), maximize="accuracy")
     assert set(study.definition()["settings"]) == {
-        "metric", "direction", "data", "epochs", "sampler", "pruner",
+        "metric", "direction", "data", "epochs", "pruner",
     }  # fmt: skip
 
 

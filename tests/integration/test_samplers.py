@@ -1,0 +1,156 @@
+"""Samplers in the product's own loop of slots and workers, on every database."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import optuna
+import pytest
+
+from dlnn_search import CoarseToFine
+from dlnn_search.config import Config, Mlp, Mnist, Training
+from dlnn_search.errors import UsageError
+from dlnn_search.report.regions import narrowing_figure, narrowing_of
+from dlnn_search.search import optuna_study as module
+from dlnn_search.search.coarse_to_fine import stored_regions
+from dlnn_search.search.optuna_study import (
+    begin_trial,
+    check_libraries,
+    choose_sampler,
+    chosen_sampler,
+    open_optuna_study,
+    tell,
+)
+from dlnn_search.storage.database import Database, open_database
+from dlnn_search.storage.definitions import register
+from dlnn_search.storage.slots import Slots
+from dlnn_search.study import SAMPLERS, Gp, Study, Tpe
+
+
+def space(trial: optuna.Trial) -> Config:
+    rate = trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+    trial.suggest_categorical("activation", ["relu", "tanh"])
+    if trial.suggest_int("layers", 1, 3) > 1:
+        trial.suggest_float("dropout", 0.0, 0.5)
+    return Config(model=Mlp(), training=Training(learning_rate=rate))
+
+
+STUDY = Study(
+    space=space,
+    data=Mnist(),
+    minimize="loss",
+    name="some-study",
+    sampler=CoarseToFine((8, 8), global_share=0.0),
+)
+
+
+def made(database: Database, n_slots: int) -> None:
+    Slots(database, register(database, STUDY.name, STUDY.definition()).id).extend_to(n_slots)
+    open_optuna_study(STUDY, database)
+
+
+def work(url: str, n_trials: int, worker: str = "w") -> None:
+    """Fill slots until none is left, or so many were filled."""
+    database = open_database(url, create=False)
+    try:
+        slots = Slots(database, register(database, STUDY.name, STUDY.definition()).id)
+        trials = open_optuna_study(STUDY, database)
+        for _ in range(n_trials):
+            slot = slots.claim(worker)
+            if slot is None:
+                return
+            trial = begin_trial(trials, STUDY, slot)
+            slots.begin(slot, trial._trial_id, trial.number)
+            rate = STUDY.config(trial).training.learning_rate
+            assert rate is not None
+            loss = abs(rate - 1e-3) / 1e-3 + 0.1 * trial.params["layers"]
+            slots.settle(slot, "complete", value=loss)
+            tell(trials, trial._trial_id, "complete", loss)
+            slots.mark_told(slot.id)
+    finally:
+        database.close()
+
+
+def test_a_study_narrows_and_its_regions_hold_for_every_worker(database: Database) -> None:
+    made(database, 40)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dlnn_search.search.optuna_study", "psycopg", "pytest"])
+    with ProcessPoolExecutor(4, context) as pool:
+        list(pool.map(work, [database.url] * 4, [40] * 4, "abcd"))
+    study = open_optuna_study(STUDY, database)
+    trials = study.get_trials()
+    assert len(trials) == 40
+    assert len({repr(sorted(trial.params.items())) for trial in trials}) == 40
+    regions = stored_regions(study)
+    assert [region["first_trial"] for region in regions] == [8, 16, 24, 32]
+    for region in regions:
+        first, part = region["first_trial"], region["parameters"].get("rate", {})
+        for trial in trials[first : first + 8]:
+            assert part.get("low", 0) <= trial.params["rate"] <= part.get("high", 1)
+
+
+def test_one_worker_or_one_a_trial_draw_the_same(
+    sqlite_database: Database, postgresql_database: Database
+) -> None:
+    drawn = []
+    for database, at_once in ((sqlite_database, 20), (postgresql_database, 1)):
+        made(database, 20)
+        for _ in range(20 // at_once):
+            module._coarse_to_fine.cache_clear()  # as a new process would find it
+            work(database.url, at_once)
+        drawn.append([trial.params for trial in open_optuna_study(STUDY, database).trials])
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "gp"])
+def test_a_start_chooses_the_sampler_of_all_workers(sqlite_database: Database, name: str) -> None:
+    made(sqlite_database, 14)
+    study = open_optuna_study(STUDY, sqlite_database)
+    assert chosen_sampler(study, STUDY) is STUDY.sampler
+    choose_sampler(study, name)
+    work(sqlite_database.url, 14)
+    chosen = chosen_sampler(open_optuna_study(STUDY, sqlite_database), STUDY)
+    assert isinstance(chosen, type(SAMPLERS[name]()))
+    trials = study.get_trials()
+    assert len({repr(sorted(trial.params.items())) for trial in trials}) == 14
+
+
+def test_quasi_random_slots_share_one_sequence(sqlite_database: Database) -> None:
+    made(sqlite_database, 17)
+    choose_sampler(open_optuna_study(STUDY, sqlite_database), "qmc")
+    work(sqlite_database.url, 17)
+    trials = open_optuna_study(STUDY, sqlite_database).get_trials()[1:]  # the first is random
+    strata = {int(16 * axis_place(trial.params["rate"])) for trial in trials}
+    assert len(strata) == 16
+
+
+def axis_place(rate: float) -> float:
+    from dlnn_search.search.axes import Axis
+
+    return Axis("rate", optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)).place(rate)
+
+
+def test_an_unknown_sampler_is_answered_with_the_nearest(sqlite_database: Database) -> None:
+    made(sqlite_database, 1)
+    with pytest.raises(UsageError, match=r"Unknown sampler 'tpee'\. Did you mean 'tpe'\?"):
+        choose_sampler(open_optuna_study(STUDY, sqlite_database), "tpee")
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs PyTorch.*pip install 'dlnn-search\[gp\]'"):
+        check_libraries(Gp())
+    check_libraries(Tpe())
+
+
+def test_the_picture_shows_every_parameter_with_its_stages(sqlite_database: Database) -> None:
+    made(sqlite_database, 20)
+    work(sqlite_database.url, 20)
+    narrowing = narrowing_of(open_optuna_study(STUDY, sqlite_database))
+    figure = narrowing_figure(narrowing, "title")
+    titles = [figure.layout[f"yaxis{n}" if n > 1 else "yaxis"].title.text for n in range(1, 5)]
+    assert sorted(titles) == ["activation", "dropout", "layers", "rate"]
+    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    assert len(bands) == 3 * (3 + 2)  # three stages; a band a number, one a choice
