@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from dlnn_search import (
     cli_storage,
 )
 from dlnn_search.errors import DlnnSearchError
+from dlnn_search.secret import STORAGE_PASSWORD, hidden, taken_off_command_line
 
 EXIT_INTERRUPTED = 130
 #: An error of ours, not of the user (BSD's sysexits.h, EX_SOFTWARE).
@@ -32,8 +34,8 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except DlnnSearchError as error:
             if ctx.params.get("debug"):
-                traceback.print_exc()
-            print(f"Error: {error}", file=sys.stderr)
+                _print_traceback()
+            print(f"Error: {hidden(str(error))}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
@@ -46,14 +48,19 @@ class _Group(TyperGroup):
                 raise
             what_to_do = "Run the command again with --debug for the traceback, and report it."
             if ctx.params.get("debug"):
-                traceback.print_exc()
+                _print_traceback()
                 what_to_do = "Report it with the traceback above."
+            said = hidden(str(error))
             print(
-                f"Error: this is a bug of dlnn-search: {type(error).__name__}: {error}\n"
+                f"Error: this is a bug of dlnn-search: {type(error).__name__}: {said}\n"
                 + what_to_do,
                 file=sys.stderr,
             )
             raise typer.Exit(EXIT_BUG) from error
+
+
+def _print_traceback() -> None:
+    print(hidden(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _is_typers(error: Exception) -> bool:
@@ -109,7 +116,24 @@ def _root(
 
 def main() -> None:
     """Run the command line; `--debug` may stand anywhere."""
+    _hide_password()
     others = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if len(others) < len(sys.argv) - 1:
         sys.argv[1:] = ["--debug", *others]
     app(prog_name="dlnn-search")
+
+
+def _hide_password() -> None:
+    """Start again without the database's password, if the command line shows it to everybody."""
+    cleaned = taken_off_command_line(sys.argv[1:], os.environ)
+    if cleaned is None:
+        return
+    print(
+        "Warning: a password on the command line can be seen by every user of this machine. It "
+        f"was taken off just now; better put it into a file that {STORAGE_PASSWORD}_FILE names, "
+        "and leave it out of --storage.",
+        file=sys.stderr,
+        flush=True,
+    )
+    started_as = sys.orig_argv[: len(sys.orig_argv) - len(cleaned)]
+    os.execv(sys.executable, [*started_as, *cleaned])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -11,7 +10,6 @@ from dlnn_search.cli_options import (
     StorageOption,
     database_url_of,
     make_console,
-    open_known,
     parse_duration,
     storage_words,
 )
@@ -105,6 +103,7 @@ def worker(
     """Join a study with one worker, from any machine."""
     import logging
 
+    from dlnn_search.secret import hide_in_logs
     from dlnn_search.service.worker import run_worker
     from dlnn_search.storage.database import open_database
     from dlnn_search.study_files import load_study
@@ -113,6 +112,7 @@ def worker(
     if threads is not None and threads < 1:
         raise UsageError(f"Expected at least 1 thread, got --threads {threads}.")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    hide_in_logs()
     loaded = load_study(study, quick=quick)
     database = open_database(database_url_of(storage), create=False)
     import_tensorflow()
@@ -159,23 +159,31 @@ def dashboard(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 8080,
     storage: StorageOption = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Nobody may change anything.")
+    ] = False,
+    behind_proxy: Annotated[
+        bool,
+        typer.Option("--behind-proxy", help="Trust X-Forwarded-For and -Proto of a proxy before."),
+    ] = False,
 ) -> None:
     """Show trials and curves in the browser (optuna-dashboard)."""
-    from dlnn_search.dashboard import serve
+    import logging
+
+    from dlnn_search.dashboard import Serving, check_may_serve, serve
+    from dlnn_search.dashboard_access import Passwords
+    from dlnn_search.dashboard_storage import open_sides
+    from dlnn_search.secret import hide_in_logs
 
     if not 0 <= port <= 65_535:
         raise UsageError(f"Expected a port from 0 to 65535, got --port {port}.")
-    database = open_known(storage)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    hide_in_logs()
+    serving = Serving(host, port, Passwords.from_environment(), read_only, behind_proxy)
+    check_may_serve(serving)
 
     def ready(address: str) -> None:
         print(f"The dashboard is at {address} (Ctrl-C ends it)", flush=True)
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            print(
-                "Warning: it has no log-in; whoever reaches this address can change the trials.",
-                file=sys.stderr,
-            )
 
-    try:
-        serve(database, host, port, ready)
-    finally:
-        database.close()
+    with open_sides(storage, serving) as (editor, viewer):
+        serve(editor, viewer, serving, ready)

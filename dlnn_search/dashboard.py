@@ -1,56 +1,112 @@
-"""optuna-dashboard on a search's database, with our learning curves put into it."""
+"""optuna-dashboard on a search's database: who may see it, and where it is served."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import optuna
-import plotly.graph_objects as go
-import sqlalchemy as sa
 import waitress
-from optuna_dashboard import save_plotly_graph_object, wsgi
+from optuna_dashboard import wsgi
 
-from dlnn_search.errors import DlnnSearchError, UsageError
-from dlnn_search.report.regions import narrowing_figure, narrowing_of
-from dlnn_search.report.words import metric_name, metric_unit
+from dlnn_search.dashboard_access import Passwords, Sides, gate
+from dlnn_search.dashboard_curves import paint
+from dlnn_search.errors import UsageError
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, all_studies
-from dlnn_search.storage.schema import curves, slots
 
-#: The dashboard loads every figure at each refresh: this many trials, the best ones, are enough.
-MAX_CURVES = 30
-MAX_POINTS = 60
-MAX_TICKS = 12
-REFRESH_SECONDS = 10.0
 THREADS = 8
-FIGURE_ID = "learning-curves"
-REGIONS_ID = "regions"
+#: What the dashboard sends is a note or a setting; a larger request is a nuisance.
+MAX_REQUEST_BYTES = 4 * 1024**2
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 log = logging.getLogger(__name__)
 
 
-def serve(database: Database, host: str, port: int, ready: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Serving:
+    """Where and to whom the dashboard is shown.
+
+    Attributes:
+        port: 0 is any free one.
+        passwords: None: whoever reaches a local address may do everything.
+        read_only: Nobody may change anything.
+        behind_proxy: A reverse proxy in front tells the visitor's address and scheme by
+            `X-Forwarded-For` and `X-Forwarded-Proto`.
+    """
+
+    host: str
+    port: int
+    passwords: Passwords | None = None
+    read_only: bool = False
+    behind_proxy: bool = False
+
+
+def check_may_serve(serving: Serving) -> None:
+    """Refuse to show trials to a network without a log-in.
+
+    Raises:
+        UsageError: If the address is not this machine's own and no password is set.
+    """
+    if serving.passwords is not None or is_local(serving.host):
+        return
+    raise UsageError(
+        f"--host {serving.host} can be reached from other machines: expected a log-in, got no "
+        "password. Put one into a file and name it: DLNN_SEARCH_DASHBOARD_PASSWORD_FILE for those "
+        "who may change trials, DLNN_SEARCH_VIEWER_PASSWORD_FILE for those who may only look. "
+        "Or stay at 127.0.0.1 and reach it by 'ssh -L 8080:127.0.0.1:8080 THIS_MACHINE'."
+    )
+
+
+def is_local(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    editor: Database | None, viewer: Database, serving: Serving, ready: Callable[[str], None]
+) -> None:
     """Serve the dashboard until interrupted.
 
     Args:
+        editor: What editors see and change, and where the learning curves are painted; None:
+            nothing is written at all.
+        viewer: What viewers see; may be opened read-only, or by a role that can only read.
+        serving: Where, and to whom.
         ready: Told the address when it answers there.
 
     Raises:
-        UsageError: If the port cannot be had.
+        UsageError: If the port cannot be had, or a log-in is missing.
     """
-    listener = _listen(host, port)
+    check_may_serve(serving)
+    listener = _listen(serving.host, serving.port)
     ended = threading.Event()
-    painter = threading.Thread(target=_paint, args=(database, ended), daemon=True)
     try:
-        server = waitress.create_server(
-            wsgi(database.optuna), sockets=[listener], threads=THREADS, ident=None
+        sides = Sides(
+            viewer=wsgi(viewer.optuna),
+            editor=None if serving.read_only or editor is None else wsgi(editor.optuna),
         )
-        painter.start()
-        shown = f"[{host}]" if ":" in host else host
+        known = LOCAL_NAMES | {serving.host} if is_local(serving.host) else None
+        server = waitress.create_server(
+            gate(sides, serving.passwords, known, behind_proxy=serving.behind_proxy),
+            sockets=[listener],
+            threads=THREADS,
+            ident=None,
+            max_request_body_size=MAX_REQUEST_BYTES,
+            # Who calls is told by the socket, or by the one proxy that is known to stand before.
+            clear_untrusted_proxy_headers=not serving.behind_proxy,
+        )
+        if editor is not None:
+            threading.Thread(target=paint, args=(editor, ended), daemon=True).start()
+        shown = f"[{serving.host}]" if ":" in serving.host else serving.host
         ready(f"http://{shown}:{listener.getsockname()[1]}/")
         server.run()
     finally:
@@ -77,95 +133,3 @@ def _listen(host: str, port: int) -> socket.socket:
             "Choose another with --host or --port."
         ) from error
     return listener
-
-
-def _paint(database: Database, ended: threading.Event) -> None:
-    """Keep the learning curves of every study up to date: one painter, so none is half-drawn."""
-    painted: dict[int, tuple[int, int]] = {}
-    while True:
-        try:
-            for study in all_studies(database):
-                state = _state(database, study)
-                if state != painted.get(study.id) and state[0]:
-                    _put_figure(database, study)
-                    painted[study.id] = state
-        except DlnnSearchError as error:  # the database is away: the next round may find it
-            log.warning("The learning curves could not be drawn: %s", error)
-        if ended.wait(REFRESH_SECONDS):
-            return
-
-
-def _state(database: Database, study: StoredStudy) -> tuple[int, int]:
-    """Return what changes whenever a curve does: epochs stored, and slots settled."""
-    with database.transaction() as connection:
-        epochs = connection.scalar(
-            sa.select(sa.func.count())
-            .select_from(curves.join(slots))
-            .where(slots.c.study_id == study.id)
-        )
-        done = connection.scalar(
-            sa.select(sa.func.count()).where(slots.c.study_id == study.id, slots.c.state == "done")
-        )
-    return epochs or 0, done or 0
-
-
-def _put_figure(database: Database, study: StoredStudy) -> None:
-    optuna_study = optuna.load_study(study_name=study.name, storage=database.optuna)
-    save_plotly_graph_object(
-        optuna_study, learning_curves(database, study), graph_object_id=FIGURE_ID
-    )
-    narrowing = narrowing_of(optuna_study)
-    if narrowing.regions:
-        figure = narrowing_figure(narrowing, f"How the space of {study.name} narrowed")
-        save_plotly_graph_object(optuna_study, figure, graph_object_id=REGIONS_ID)
-
-
-def learning_curves(database: Database, study: StoredStudy) -> go.Figure:
-    """Draw the study's metric by epoch: the best trials' and the running ones'."""
-    best_first = slots.c.value.asc() if study.direction == "minimize" else slots.c.value.desc()
-    with database.transaction() as connection:
-        shown = connection.execute(
-            sa.select(slots.c.id, slots.c.trial_number, slots.c.outcome)
-            .where(slots.c.study_id == study.id, slots.c.trial_number.is_not(None))
-            .order_by(slots.c.state == "done", best_first)
-            .limit(MAX_CURVES)
-        ).all()
-        points = connection.execute(
-            sa.select(curves.c.slot_id, curves.c.epoch, curves.c.metrics)
-            .where(curves.c.slot_id.in_([row.id for row in shown]))
-            .order_by(curves.c.slot_id, curves.c.epoch)
-        ).all()
-    by_slot: dict[int, list[tuple[int, float]]] = {}
-    for point in points:
-        if study.metric in point.metrics:
-            by_slot.setdefault(point.slot_id, []).append(
-                (point.epoch, float(f"{point.metrics[study.metric]:.5g}"))
-            )
-    best_id = next((row.id for row in shown if row.outcome == "complete"), None)
-    figure = go.Figure()
-    for row in sorted(shown, key=lambda row: int(row.trial_number)):
-        line = _thinned(by_slot.get(row.id, []))
-        if line:
-            best = row.id == best_id
-            outcome = "best" if best else row.outcome or "running"
-            figure.add_scatter(
-                x=[epoch for epoch, _ in line],
-                y=[value for _, value in line],
-                mode="lines+markers",
-                name=f"trial {row.trial_number}" + f", {outcome}" * (outcome != "complete"),
-                line={"dash": "dot" if outcome == "pruned" else "solid", "width": 4 if best else 2},
-            )
-    n_epochs = max((point.epoch for point in points), default=1)
-    figure.update_layout(
-        title=f"Learning curves of {study.name}, validation",
-        # No half epochs on the axis.
-        xaxis={"title": "epoch", "dtick": 1 if n_epochs <= MAX_TICKS else None},
-        yaxis_title=metric_name(study.metric) + metric_unit(study.metric),
-        template="plotly_white",
-    )
-    return figure
-
-
-def _thinned(line: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    step = -(-len(line) // MAX_POINTS) if line else 1
-    return line if step == 1 else [*line[:-1:step], line[-1]]

@@ -21,6 +21,7 @@ from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_ur
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from dlnn_search.errors import OutageError, StorageError, UsageError
+from dlnn_search.secret import STORAGE_PASSWORD, read_secret, remember
 from dlnn_search.storage import migrations, sqlite
 from dlnn_search.storage.retry import may_pass, retry
 
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 #: What is shown of an address's query; any other part of it may be a secret.
 _HARMLESS_QUERY = frozenset({"host", "port", "sslmode"})
+_SECRET_QUERY = frozenset({"password", "sslpassword"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +114,13 @@ def files_folder(url: str) -> Path:
     return Path(os.environ.get("DLNN_SEARCH_FILES", "storage/data")).resolve()
 
 
-def database_url(given: str | None) -> str:
+def database_url(given: str | None, password: str = STORAGE_PASSWORD) -> str:
     """Return the address to use: as given, from the environment, or SQLite in this folder.
+
+    Args:
+        given: An address; None: DLNN_SEARCH_STORAGE, else the default.
+        password: Names the secret (of the environment, or in a file) that is a server's
+            password where its address holds none.
 
     Raises:
         UsageError: If it is no address of a database that is supported.
@@ -125,7 +132,7 @@ def database_url(given: str | None) -> str:
         raise _no_address() from None
     backend = url.get_backend_name()
     if backend in ("postgresql", "postgres"):
-        return _postgresql(url)
+        return _postgresql(url, password)
     if backend != "sqlite":
         raise UsageError(
             f"Expected a database of SQLite or PostgreSQL, got '{url.drivername}'. "
@@ -152,7 +159,7 @@ def _no_address() -> UsageError:
     )
 
 
-def _postgresql(url: URL) -> str:
+def _postgresql(url: URL, password: str) -> str:
     """Psycopg 3 is the one driver we test with; a bare `postgresql://` means it, too."""
     try:
         import psycopg  # noqa: F401
@@ -161,11 +168,24 @@ def _postgresql(url: URL) -> str:
             "PostgreSQL needs its driver, which is not installed: "
             "pip install 'dlnn-search[postgres]'"
         ) from None
-    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    url = url.set(drivername="postgresql+psycopg")
+    if url.password is None and "password" not in url.query and (secret := read_secret(password)):
+        url = url.set(password=secret)
+    remember(str(url.password or ""))
+    for key, value in url.query.items():
+        if key in _SECRET_QUERY:
+            remember(str(value))
+    return url.render_as_string(hide_password=False)
 
 
-def open_database(url: str, *, create: bool) -> Database:
+def open_database(url: str, *, create: bool, read_only: bool = False) -> Database:
     """Open a database; where `create` says so, make missing tables and bring older ones up.
+
+    Args:
+        url: As `database_url` returns it.
+        create: Whether missing tables are made.
+        read_only: Write nothing at all: a user who may only read suffices, and every attempt
+            to write fails, whoever makes it.
 
     Raises:
         StorageError: If it cannot be reached, is none, or is a newer version's; or, without
@@ -176,15 +196,15 @@ def open_database(url: str, *, create: bool) -> Database:
     with storage_errors(url):
         if make_url(url).get_backend_name() == "sqlite":
             sqlite.look_for_file(url, create=create)
-        kwargs = _engine_kwargs(url)
+        kwargs = _engine_kwargs(url, read_only)
         # Optuna makes its tables in any database that it opens, so we look first.
         engine = sa.create_engine(url, **kwargs)
         try:
             found = migrations.state_of(engine, shown(url))
             if found == "current":
-                if engine.dialect.name == "sqlite":
+                if engine.dialect.name == "sqlite" and not read_only:
                     sqlite.use_write_ahead_log(engine)
-                storage = _optuna_storage(url, kwargs)
+                storage = _optuna_storage(url, kwargs, read_only)
             elif create:
                 with _alone(engine, url):
                     if engine.dialect.name == "sqlite":
@@ -252,15 +272,20 @@ def shown(url: str) -> str:
     return parsed.set(query=query).render_as_string(hide_password=True)
 
 
-def _engine_kwargs(url: str) -> dict[str, Any]:
+def _engine_kwargs(url: str, read_only: bool = False) -> dict[str, Any]:
     if make_url(url).get_backend_name() != "sqlite":
+        settings = _connection_settings(url)
+        if read_only:
+            settings["options"] = "-c default_transaction_read_only=on"
         return {
             "pool_pre_ping": True,
             # A worker reports, renews and claims one thing after the other: it keeps one open.
             "pool_size": 1,
             "max_overflow": 3,
-            "connect_args": _connection_settings(url),
+            "connect_args": settings,
         }
+    if read_only:
+        return {"creator": lambda: sqlite.connect_to_read(url)}
     return {"connect_args": sqlite.connect_args()}
 
 
@@ -268,6 +293,8 @@ def _connection_settings(url: str) -> dict[str, Any]:
     """Return libpq's settings, less what the address sets itself."""
     settings = {
         "connect_timeout": CONNECT_SECONDS,
+        # A database in SQL_ASCII, as a server without a locale makes it, else answers in bytes.
+        "client_encoding": "UTF8",
         "application_name": f"dlnn-search {socket.gethostname()[:40]} {os.getpid()}",
         "keepalives": 1,
         "keepalives_idle": SILENT_SECONDS // 2,
@@ -279,7 +306,11 @@ def _connection_settings(url: str) -> dict[str, Any]:
 
 
 def _optuna_storage(
-    url: str, kwargs: dict[str, Any], *, skip_compatibility_check: bool = False
+    url: str,
+    kwargs: dict[str, Any],
+    read_only: bool = False,
+    *,
+    skip_compatibility_check: bool = False,
 ) -> RDBStorage:
     # Where Optuna refuses the database it leaves connections open: it gets a pool to be closed.
     pool = sa.create_engine(url, **kwargs).pool
@@ -290,6 +321,7 @@ def _optuna_storage(
             template,
             engine_kwargs={"pool": pool},
             skip_compatibility_check=skip_compatibility_check,
+            skip_table_creation=read_only,
         )
     except BaseException:
         pool.dispose()

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
@@ -41,6 +42,14 @@ def connect_args() -> dict[str, Any]:
         # otherwise two half-done ones wait for each other ("database is locked").
         "isolation_level": "IMMEDIATE",
     }
+
+
+def connect_to_read(url: str) -> sqlite3.Connection:
+    """Return a connection that cannot write; SQLAlchemy's pools hand it from thread to thread."""
+    path = quote(str(Path(make_url(url).database or "")))
+    return sqlite3.connect(
+        f"file:{path}?mode=ro", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+    )
 
 
 def look_for_file(url: str, *, create: bool) -> None:

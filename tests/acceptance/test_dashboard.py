@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .command_line import TIMEOUT_SECONDS, Place, wait_for
 
-WIDTH, HEIGHT = 1400, 1000
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/")
-#: A browser that talks to nobody but the dashboard.
-CHROMIUM_OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    f"--window-size={WIDTH},{HEIGHT}",
-)
 
 
 @pytest.fixture(scope="module")
@@ -85,41 +67,6 @@ def test_its_pages_read_trials_notes_and_learning_curves(address: str) -> None:
     assert [line["name"] for line in figure["data"]] == [
         f"trial {number}" + ", best" * (number == best) for number in range(4)
     ]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if driver is None or chromium is None:
-        pytest.skip("needs chromium and chromedriver, to look at the pages as a user does")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for option in CHROMIUM_OPTIONS:
-        options.add_argument(option)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    service = webdriver.ChromeService(executable_path=driver)  # named, so nothing is downloaded
-    chrome = webdriver.Chrome(options=options, service=service)
-    chrome.set_page_load_timeout(TIMEOUT_SECONDS)
-    try:
-        yield chrome
-    finally:
-        chrome.quit()
-
-
-@pytest.fixture
-def picture(browser: Any, tmp_path: Path) -> Callable[[str], None]:
-    """Take a screenshot, kept where DLNN_SEARCH_SCREENSHOTS says."""
-    folder = Path(os.environ.get("DLNN_SEARCH_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def take(name: str) -> None:
-        path = folder / f"dashboard-{name}.png"
-        browser.save_screenshot(str(path))
-        assert path.stat().st_size > 10_000
-
-    return take
 
 
 def text_of(browser: Any, css: str = "body") -> str:
