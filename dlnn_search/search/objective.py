@@ -94,7 +94,7 @@ class Objective:
         failure = failure_of(error, had_data=self._had_data)
         if failure.kind is None:
             return Verdict(None, reason=failure.reason, trouble=failure.reason)
-        if slot.losses + 1 < POLICIES[failure.kind].attempts:
+        if slot.memory_failures + 1 < POLICIES[failure.kind].attempts:
             return Verdict(None, reason=failure.reason, failure=failure.kind)
         return Verdict("failed", reason=failure.reason, failure=failure.kind, bug=failure.traceback)
 

@@ -158,8 +158,16 @@ def example_config(study: Study) -> Config:
     return study.config(optuna.create_study(sampler=sampler).ask())
 
 
-def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.Trial:
+def begin_trial(
+    optuna_study: optuna.Study, study: Study, slot: Slot, *, again: bool = False
+) -> optuna.Trial:
     """Return the slot's trial: the one it has, one that waits, or a new one.
+
+    Args:
+        optuna_study: Where the trial is.
+        study: Whose sampler draws it.
+        slot: That the trial fills.
+        again: Whether this was called before for the same claim, and its answer lost.
 
     Raises:
         StorageError: If the trial it had was deleted.
@@ -169,8 +177,10 @@ def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.
     trial_id = slot.trial_id
     if trial_id is not None:
         _check_that_it_is_there(optuna_study, slot)
-    if trial_id is None and slot.fence > 1:
+    if trial_id is None and (again or slot.fence > 1):
         trial_id = _orphan_of(optuna_study, slot)
+    if trial_id is not None:
+        take_up(optuna_study, trial_id)
     if trial_id is None:
         trial_id = _waiting(optuna_study, slot)
     if trial_id is None:
@@ -178,6 +188,18 @@ def begin_trial(optuna_study: optuna.Study, study: Study, slot: Slot) -> optuna.
             optuna_study._study_id, template_trial=_template(slot)
         )
     return optuna.Trial(optuna_study, trial_id)
+
+
+def put_back(optuna_study: optuna.Study, trial_id: int) -> None:
+    """Let a trial that nobody runs wait for the next who does; its values stay."""
+    with suppress(UpdateFinishedTrialError):
+        optuna_study._storage.set_trial_state_values(trial_id, state=TrialState.WAITING)
+
+
+def take_up(optuna_study: optuna.Study, trial_id: int) -> None:
+    """Let a trial that waited run; harmless where it runs already, or is finished."""
+    with suppress(UpdateFinishedTrialError):
+        optuna_study._storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
 
 
 def tell(
@@ -203,6 +225,8 @@ def tell(
     trial = storage.get_trial(trial_id)
     # Another worker may finish it between Optuna's look and its write: both have the same outcome.
     with suppress(UpdateFinishedTrialError):
+        if trial.state == TrialState.WAITING:  # Optuna ends running trials alone
+            take_up(optuna_study, trial_id)
         if not trial.state.is_finished():
             for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
                 if text is not None:
@@ -254,14 +278,17 @@ def _check_that_it_is_there(optuna_study: optuna.Study, slot: Slot) -> None:
 def _orphan_of(optuna_study: optuna.Study, slot: Slot) -> int | None:
     """Find the trial that an earlier holder made or took before it vanished."""
     enqueued_without_owner = None
-    for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    unfinished = (TrialState.RUNNING, TrialState.WAITING)
+    for trial in optuna_study.get_trials(deepcopy=False, states=unfinished):
         owner = trial.user_attrs.get(SLOT_ATTRIBUTE)
         if owner == slot.number:
             return trial._trial_id
         # Its taker was killed before it wrote its number, unless it is about to do so.
         long_ago = datetime.now() - timedelta(seconds=LEASE_SECONDS)
         taken = trial.datetime_start
-        if owner is None and "fixed_params" in trial.system_attrs and taken and taken < long_ago:
+        if trial.state == TrialState.WAITING or owner is not None or taken is None:
+            continue
+        if "fixed_params" in trial.system_attrs and taken < long_ago:
             enqueued_without_owner = trial._trial_id
     return enqueued_without_owner
 
@@ -270,6 +297,8 @@ def _waiting(optuna_study: optuna.Study, slot: Slot) -> int | None:
     """Take a trial that somebody enqueued, for example in the dashboard."""
     storage = optuna_study._storage
     for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if SLOT_ATTRIBUTE in trial.user_attrs:  # begun, and put back: another slot's
+            continue
         with suppress(UpdateFinishedTrialError):  # another worker took it, and ended it already
             if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
                 storage.set_trial_user_attr(trial._trial_id, SLOT_ATTRIBUTE, slot.number)

@@ -162,7 +162,7 @@ def _run_slot(
         # Libraries turn the interruption into errors of their own: the trial is not to blame.
         raise KeyboardInterrupt
     if verdict.outcome is None:
-        slots.release(slot, is_loss=verdict.failure is not None)
+        slots.release(slot, failure=verdict.failure, reason=verdict.reason)
         return verdict
     slots.settle(
         slot,

@@ -17,7 +17,7 @@ from dlnn_search.errors import UsageError
 from dlnn_search.storage.budget import time_is_up
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import insert_event
-from dlnn_search.storage.schema import now, studies
+from dlnn_search.storage.schema import now, slots, studies
 
 Control = Literal["run", "pause", "stop", "stop_now"]
 
@@ -104,6 +104,38 @@ def change_control(
 def go_on(database: Database, study_id: int) -> bool:
     """Let workers run, as `start` and `resume` do; return whether they were asked otherwise."""
     return set_control(database, study_id, "run")
+
+
+def stop_after_bugs(
+    database: Database, study_id: int, n: int, traceback: str, *, worker: str
+) -> bool:
+    """Stop a study if its last n trials to end, on any worker, all failed by a bug.
+
+    Trials that ended before the study was last set going do not count.
+
+    Args:
+        database: Where.
+        study_id: Which.
+        n: How many.
+        traceback: The last one's: kept once, as the reason why the study is stopped.
+        worker: Who noticed.
+
+    Returns:
+        Whether this call stopped it.
+    """
+    since = sa.select(sa.func.coalesce(studies.c.control_at, 0.0)).where(studies.c.id == study_id)
+    query = (
+        sa.select(slots.c.failure)
+        .where(slots.c.study_id == study_id, slots.c.state == "done")
+        .where(slots.c.settled_at > since.scalar_subquery())
+        .order_by(slots.c.settled_at.desc())
+        .limit(n)
+    )
+    with database.transaction() as connection:
+        last = connection.scalars(query).all()
+        if len(last) < n or any(failure != "bug" for failure in last):
+            return False
+        return change_control(connection, study_id, "stop", traceback, worker=worker, only_if="run")
 
 
 def orders(database: Database, study_id: int) -> Orders:

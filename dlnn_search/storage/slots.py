@@ -1,29 +1,43 @@
-"""A study's budget: slots that are claimed, leased, renewed and settled one at a time.
+"""A study's slots: claimed, leased, renewed and settled one at a time.
 
 A slot is held by at most one worker. A claim raises the slot's fence; whoever writes with an
 older fence has lost the slot and learns it by a `LostLeaseError`. All times are the database's.
+
+Every call may be repeated after a connection was lost at its commit, when nobody knows whether
+it was done: the second time it finds its own work, and adds nothing to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import RowMapping
+from sqlalchemy.engine import Connection, RowMapping
 
 from dlnn_search.errors import DlnnSearchError
-from dlnn_search.storage.budget import extend_slots, lock_study
+from dlnn_search.storage.budget import (
+    begin_spell,
+    end_spell,
+    extend_slots,
+    held_seconds,
+    lock_study,
+)
+from dlnn_search.storage.claims import HELD, OPEN, claim_statement, lease_end
+from dlnn_search.storage.control import Orders, read_orders
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import now, workers
+from dlnn_search.storage.events import insert_event
+from dlnn_search.storage.losses import MAX_LOSSES, open_expired, open_of_dead
+from dlnn_search.storage.schema import now
 from dlnn_search.storage.schema import slots as table
 
-#: Longer than any honest silence of a worker: building, compiling and the first batches of a
-#: large model took under 40 s on one core.
+__all__ = ["LEASE_SECONDS", "MAX_LOSSES", "LostLeaseError", "Outcome", "Settled", "Slot", "Slots"]
+
+#: A study's lease unless it sets another. Longer than any honest silence of a worker: building,
+#: compiling and the first batches of a large model took under 40 s on one core.
 LEASE_SECONDS = 120.0
-#: How often a slot may be lost (its worker killed or hung) before its trial counts as failed.
-MAX_LOSSES = 3
 
 Outcome = Literal["complete", "pruned", "failed"]
 
@@ -42,6 +56,8 @@ class Slot:
         losses: How often an earlier holder vanished.
         trial_id: Optuna's id of the trial begun in this slot, if one was.
         config: What that trial trains, as plain data, once its space has said so.
+        memory_failures: How often an earlier holder ran out of memory.
+        worker: Its holder.
     """
 
     id: int
@@ -51,6 +67,8 @@ class Slot:
     trial_id: int | None
     trial_number: int | None
     config: dict[str, Any] | None
+    memory_failures: int = 0
+    worker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +83,33 @@ class Settled:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class Fate:
+    """What became of a slot: `outcome` is None until it is settled."""
+
+    number: int
+    state: str
+    trial_id: int | None
+    outcome: Outcome | None
+    value: float | None
+    failure: str | None
+    reason: str | None
+
+
 class Slots:
     """The slots of one study."""
 
-    def __init__(self, database: Database, study_id: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        study_id: int,
+        *,
+        on_orders: Callable[[Orders], None] = lambda orders: None,
+    ) -> None:
+        """Name the study; `on_orders` hears what its workers are asked to do, at each renewal."""
         self._database = database
         self._study_id = study_id
+        self._on_orders = on_orders
 
     def extend_to(self, n_slots: int) -> None:
         """Let the budget have at least `n_slots`; it never shrinks."""
@@ -78,36 +117,42 @@ class Slots:
             lock_study(connection, self._study_id)
             extend_slots(connection, self._study_id, n_slots)
 
-    def claim(self, worker: str) -> Slot | None:
+    def claim(self, worker: str, token: str | None = None) -> Slot | None:
         """Claim a slot in one statement: a begun one first, then the lowest number.
 
+        The statement asks for everything that must hold: the study runs, no budget of time is
+        used up, the slot is open, and it does not wait for another that trains the same config.
+        Slots whose lease ran out are opened before.
+
+        Args:
+            worker: Who will hold it.
+            token: Names this claim. If the answer was lost, a claim with the same token gets
+                the same slot.
+
         Returns:
-            The slot, or None where each is done or held by a worker that makes progress.
+            The slot, or None where none may be claimed.
         """
-        expired = sa.and_(table.c.state == "held", table.c.lease_ends_at < now())
-        free = (
-            sa.select(table.c.id)
-            .where(table.c.study_id == self._study_id)
-            .where(sa.or_(table.c.state == "open", expired))
-            .order_by(table.c.trial_id.is_(None), table.c.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # SQLite has one writer at a time, and no such word
-            .scalar_subquery()
-        )
-        statement = (
-            table.update()
-            .where(table.c.id == free)
-            .values(
-                state="held",
-                worker=worker,
-                fence=table.c.fence + 1,
-                losses=table.c.losses + sa.case((table.c.state == "held", 1), else_=0),
-                lease_ends_at=now() + LEASE_SECONDS,
-            )
-            .returning(table)
-        )
+        token = token or new_token()
         with self._database.transaction() as connection:
-            row = connection.execute(statement).mappings().first()
+            row = (
+                connection.execute(
+                    sa.select(table)
+                    .where(table.c.study_id == self._study_id, HELD)
+                    .where(table.c.worker == worker, table.c.claim_token == token)
+                )
+                .mappings()
+                .first()
+            )
+            if row is None:
+                end_spell(connection, self._study_id, by_crash=True)
+                open_expired(connection, self._study_id)
+                row = (
+                    connection.execute(claim_statement(self._study_id, worker, token))
+                    .mappings()
+                    .first()
+                )
+                if row is not None:
+                    begin_spell(connection, self._study_id)
         return None if row is None else _slot(row)
 
     def begin(self, slot: Slot, trial_id: int, trial_number: int) -> None:
@@ -131,13 +176,20 @@ class Slots:
         """
         self._update_held(slot, config=config)
 
-    def renew(self, slot: Slot) -> None:
+    def renew(self, slot: Slot) -> Orders:
         """Prolong the lease: call it on progress, not on a timer.
+
+        Returns:
+            What the study's workers are asked to do, read in the same transaction.
 
         Raises:
             LostLeaseError: If another worker holds the slot.
         """
-        self._update_held(slot)
+        with self._database.transaction() as connection:
+            self._hold(connection, slot)
+            orders = read_orders(connection, self._study_id)
+        self._on_orders(orders)
+        return orders
 
     def settle(
         self,
@@ -154,30 +206,53 @@ class Slots:
         Raises:
             LostLeaseError: If another worker holds the slot.
         """
-        self._update_held(
-            slot,
-            state="done",
-            worker=None,
-            lease_ends_at=None,
-            outcome=outcome,
-            value=value,
-            best_epoch=best_epoch,
-            reason=reason,
-            failure=failure,
-        )
+        with self._database.transaction() as connection:
+            settled = settle_held(
+                connection,
+                slot,
+                outcome,
+                value=value,
+                best_epoch=best_epoch,
+                reason=reason,
+                failure=failure,
+            )
+            if settled:
+                kind = {"bug": "bug", "lost": "gave_up", "out_of_memory": "gave_up"}.get(
+                    failure or ""
+                )
+                if kind is not None:
+                    self._event(connection, slot, kind, reason or failure or "")
+                end_spell(connection, self._study_id, by_crash=False)
 
-    def release(self, slot: Slot, *, is_loss: bool = False) -> None:
+    def release(self, slot: Slot, *, failure: str | None = None, reason: str | None = None) -> None:
         """Give the slot back unsettled; the next holder goes on from the last checkpoint.
 
         Args:
             slot: Held by this worker.
-            is_loss: Whether it counts towards `MAX_LOSSES`.
+            failure: `out_of_memory` counts an attempt of that kind; None counts nothing.
+            reason: What happened, for the event.
 
         Raises:
             LostLeaseError: If another worker holds the slot.
         """
-        losses = table.c.losses + int(is_loss)
-        self._update_held(slot, state="open", worker=None, lease_ends_at=None, losses=losses)
+        with self._database.transaction() as connection:
+            changed = connection.execute(
+                _held_by(slot).values(
+                    state="open",
+                    worker=None,
+                    lease_ends_at=None,
+                    claimed_at=None,
+                    spent_seconds=table.c.spent_seconds + held_seconds(),
+                    memory_failures=table.c.memory_failures + int(failure == "out_of_memory"),
+                )
+            )
+            if changed.rowcount != 1:
+                if not _is_as(connection, slot, state="open"):
+                    raise _lost(slot)
+                return
+            if failure is not None:
+                self._event(connection, slot, failure, reason or failure)
+            end_spell(connection, self._study_id, by_crash=False)
 
     def release_of_dead(self, worker: str, *, is_loss: bool = True) -> None:
         """Open what a worker held that is known to have died.
@@ -187,21 +262,14 @@ class Slots:
             is_loss: Whether it counts towards `MAX_LOSSES`; not if the user wanted it dead.
         """
         with self._database.transaction() as connection:
-            connection.execute(
-                table.update()
-                .where(table.c.study_id == self._study_id, table.c.worker == worker)
-                .where(table.c.state == "held")
-                .values(
-                    state="open",
-                    worker=None,
-                    lease_ends_at=None,
-                    losses=table.c.losses + int(is_loss),
-                    fence=table.c.fence + 1,
-                )
-            )
-            connection.execute(
-                workers.update().where(workers.c.id == worker).values(state="stopped")
-            )
+            open_of_dead(connection, self._study_id, worker, is_loss=is_loss)
+            end_spell(connection, self._study_id, by_crash=False)
+
+    def open_expired(self) -> None:
+        """Open the slots whose lease ran out, each a loss, for a study that nobody claims in."""
+        with self._database.transaction() as connection:
+            end_spell(connection, self._study_id, by_crash=True)
+            open_expired(connection, self._study_id)
 
     def untold(self) -> Sequence[Settled]:
         """Return the outcomes whose worker vanished before Optuna heard of them."""
@@ -220,43 +288,105 @@ class Slots:
             ).all()
         return [Settled(*row) for row in rows]
 
+    def fates(self, numbers: Sequence[int]) -> dict[int, Fate]:
+        """Return what became of some slots, by number; those that do not exist are left out."""
+        columns = [table.c[field.name] for field in fields(Fate)]
+        query = sa.select(*columns).where(
+            table.c.study_id == self._study_id, table.c.number.in_(numbers)
+        )
+        with self._database.transaction() as connection:
+            return {row.number: Fate(*row) for row in connection.execute(query)}
+
     def mark_told(self, slot_id: int) -> None:
         """Note that Optuna's trial has the slot's outcome."""
         with self._database.transaction() as connection:
             connection.execute(table.update().where(table.c.id == slot_id).values(told=1))
 
     def all_done(self) -> bool:
-        """Whether the budget is used up."""
+        """Whether every slot is settled."""
         with self._database.transaction() as connection:
             unsettled = connection.scalar(
-                sa.select(sa.func.count())
+                sa.select(table.c.id)
                 .where(table.c.study_id == self._study_id)
-                .where(table.c.state != "done")
+                .where(sa.or_(OPEN, HELD))
+                .limit(1)
             )
-        return not unsettled
-
-    def last_failures(self, n: int) -> list[str | None]:
-        """Return the last n settled slots' reasons, newest first; None for what did not fail."""
-        with self._database.transaction() as connection:
-            rows = connection.execute(
-                sa.select(table.c.outcome, table.c.reason)
-                .where(table.c.study_id == self._study_id, table.c.state == "done")
-                .order_by(table.c.number.desc())
-                .limit(n)
-            ).all()
-        return [row.reason if row.outcome == "failed" else None for row in rows]
+        return unsettled is None
 
     def _update_held(self, slot: Slot, **values: Any) -> None:
-        values.setdefault("lease_ends_at", now() + LEASE_SECONDS)
         with self._database.transaction() as connection:
-            result = connection.execute(
-                table.update()
-                .where(table.c.id == slot.id, table.c.fence == slot.fence)
-                .where(table.c.state == "held")
-                .values(**values)
-            )
-            if result.rowcount != 1:
-                raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
+            self._hold(connection, slot, **values)
+
+    def _hold(self, connection: Connection, slot: Slot, **values: Any) -> None:
+        """Write to a held slot, and prolong its lease."""
+        changed = connection.execute(
+            _held_by(slot).values(lease_ends_at=lease_end(self._study_id), **values)
+        )
+        if changed.rowcount != 1:
+            raise _lost(slot)
+        # Another worker may have ended the spell in the moment of this one's claim.
+        begin_spell(connection, self._study_id)
+
+    def _event(self, connection: Connection, slot: Slot, kind: str, words: str) -> None:
+        insert_slot_event(connection, self._study_id, slot, kind, words)
+
+
+def insert_slot_event(
+    connection: Connection, study_id: int, slot: Slot, kind: str, words: str
+) -> None:
+    """Note what happened to a slot, under its trial's name."""
+    number = connection.scalar(sa.select(table.c.trial_number).where(table.c.id == slot.id))
+    name = f"Slot {slot.number}" if number is None else f"Trial {number}"
+    insert_event(
+        connection, study_id, kind, f"{name}: {words}", worker=slot.worker, slot_id=slot.id
+    )
+
+
+def new_token() -> str:
+    """Return a name for one claim."""
+    return uuid.uuid4().hex
+
+
+def settle_held(connection: Connection, slot: Slot, outcome: Outcome, **values: Any) -> bool:
+    """Write an outcome in a transaction that is open; False where it was written already.
+
+    Raises:
+        LostLeaseError: If another worker holds the slot, or it has another outcome.
+    """
+    changed = connection.execute(
+        _held_by(slot).values(
+            state="done",
+            worker=None,
+            lease_ends_at=None,
+            claimed_at=None,
+            settled_at=now(),
+            spent_seconds=table.c.spent_seconds + held_seconds(),
+            outcome=outcome,
+            **values,
+        )
+    )
+    if changed.rowcount == 1:
+        return True
+    if not _is_as(connection, slot, state="done", outcome=outcome):
+        raise _lost(slot)
+    return False
+
+
+def _held_by(slot: Slot) -> Any:
+    return table.update().where(table.c.id == slot.id, table.c.fence == slot.fence, HELD)
+
+
+def _is_as(connection: Connection, slot: Slot, **values: Any) -> bool:
+    """Whether the slot is as this holder left it: its own call was done, its answer lost."""
+    where = [table.c[name] == value for name, value in values.items()]
+    mine = sa.select(table.c.id).where(
+        table.c.id == slot.id, table.c.fence == slot.fence, table.c.worker.is_(None), *where
+    )
+    return connection.scalar(mine) is not None
+
+
+def _lost(slot: Slot) -> LostLeaseError:
+    return LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
 
 
 def _slot(row: RowMapping) -> Slot:
@@ -268,4 +398,6 @@ def _slot(row: RowMapping) -> Slot:
         trial_id=row["trial_id"],
         trial_number=row["trial_number"],
         config=row["config"],
+        memory_failures=row["memory_failures"],
+        worker=row["worker"],
     )

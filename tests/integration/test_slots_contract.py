@@ -1,28 +1,21 @@
-"""The budget, on every storage: each slot is held by one worker at a time and settled once."""
+"""The life of a slot, on every storage: held by one worker at a time and settled once."""
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.synchronize import Barrier
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
 
 from dlnn_search.storage import schema
+from dlnn_search.storage.control import set_lease_seconds
 from dlnn_search.storage.curves import Point, add_point, curve_of_slot
-from dlnn_search.storage.database import Database, open_database
+from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.schema import now
-from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slot, Slots
+from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slots
 
-#: Imported once for all processes, which takes most of a process's start.
-WARM = ["dlnn_search.search.optuna_study", "alembic.command", "psycopg", "pytest"]
-DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
+from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of
 
 
 @pytest.fixture
@@ -33,85 +26,6 @@ def study_id(database: Database) -> int:
 @pytest.fixture
 def slots(database: Database, study_id: int) -> Slots:
     return Slots(database, study_id)
-
-
-def claimed(slots: Slots, worker: str = "w") -> Slot:
-    slot = slots.claim(worker)
-    assert slot is not None
-    return slot
-
-
-def let_the_lease_end(database: Database, slot: Slot) -> None:
-    with database.transaction() as connection:
-        connection.execute(
-            schema.slots.update().where(schema.slots.c.id == slot.id).values(lease_ends_at=now())
-        )
-    time.sleep(0.002)  # SQLite's clock counts milliseconds
-
-
-def row_of(database: Database, slot: Slot) -> dict[str, Any]:
-    with database.transaction() as connection:
-        query = sa.select(schema.slots).where(schema.slots.c.id == slot.id)
-        return dict(connection.execute(query).mappings().one())
-
-
-def in_processes(run: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Run a function once for each arguments, each in a process of its own, all at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(WARM)
-    barrier = context.Barrier(len(arguments))
-    with ProcessPoolExecutor(
-        len(arguments), context, initializer=_keep_barrier, initargs=(barrier,)
-    ) as pool:
-        return list(pool.map(run, *zip(*arguments, strict=True)))
-
-
-def _keep_barrier(barrier: Barrier) -> None:
-    global _barrier
-    _barrier = barrier
-
-
-_barrier: Barrier
-
-
-def claim_and_settle_all(url: str, study_id: int, worker: str) -> list[int]:
-    database = open_database(url, create=False)
-    slots = Slots(database, study_id)
-    numbers = []
-    _barrier.wait()
-    while (slot := slots.claim(worker)) is not None:
-        numbers.append(slot.number)
-        slots.settle(slot, "complete", value=float(slot.number))
-    database.close()
-    return numbers
-
-
-def extend(url: str, study_id: int, n_slots: int) -> None:
-    database = open_database(url, create=False)
-    _barrier.wait()
-    Slots(database, study_id).extend_to(n_slots)
-    database.close()
-
-
-def test_eight_processes_claim_each_of_sixty_slots_exactly_once(
-    database: Database, slots: Slots, study_id: int
-) -> None:
-    slots.extend_to(60)
-    shares = in_processes(
-        claim_and_settle_all, [(database.url, study_id, f"w{n}") for n in range(8)]
-    )
-    assert Counter(number for share in shares for number in share) == Counter(range(60))
-    assert slots.all_done()
-
-
-def test_processes_that_extend_a_budget_at_once_do_not_add_up(
-    database: Database, slots: Slots, study_id: int
-) -> None:
-    in_processes(extend, [(database.url, study_id, n) for n in (20, 20, 15, 20)])
-    numbers = []
-    while (slot := slots.claim("w")) is not None:
-        numbers.append(slot.number)
-    assert numbers == list(range(20))
 
 
 def test_a_budget_grows_and_never_shrinks(database: Database, slots: Slots) -> None:
@@ -177,16 +91,30 @@ def test_each_sign_of_progress_prolongs_the_lease(
     slots.extend_to(1)
     slot = claimed(slots)
     let_the_lease_end(database, slot)
-    {
+    calls: dict[str, Callable[[], object]] = {
         "renew": lambda: slots.renew(slot),
         "begin": lambda: slots.begin(slot, 1, 0),
         "set_config": lambda: slots.set_config(slot, {}),
-    }[call]()
+    }
+    calls[call]()
     with database.transaction() as connection:
         left = connection.scalar(sa.select(schema.slots.c.lease_ends_at - now()))
     assert left is not None
     assert LEASE_SECONDS - 10 < left <= LEASE_SECONDS
     assert slots.claim("other") is None
+
+
+def test_a_study_sets_the_length_of_its_leases(
+    database: Database, slots: Slots, study_id: int
+) -> None:
+    slots.extend_to(1)
+    slot = claimed(slots)
+    set_lease_seconds(database, study_id, 5000.0)
+    slots.renew(slot)
+    with database.transaction() as connection:
+        left = connection.scalar(sa.select(schema.slots.c.lease_ends_at - now()))
+    assert left is not None
+    assert 4990 < left <= 5000
 
 
 @pytest.mark.parametrize("call", ["renew", "begin", "set_config", "settle", "release", "add_point"])
@@ -202,13 +130,14 @@ def test_a_worker_that_was_fenced_off_changes_nothing(
         assert not add_point(database, old.id, old.fence, Point(1, {"loss": 1.0}, 1.0, 1.0))
     else:
         with pytest.raises(LostLeaseError, match="Slot 0 was claimed by another worker"):
-            {
+            calls: dict[str, Callable[[], object]] = {
                 "renew": lambda: slots.renew(old),
                 "begin": lambda: slots.begin(old, 1, 0),
                 "set_config": lambda: slots.set_config(old, {}),
                 "settle": lambda: slots.settle(old, "complete", value=1.0),
                 "release": lambda: slots.release(old),
-            }[call]()
+            }
+            calls[call]()
     assert row_of(database, old) == before
     assert curve_of_slot(database, old.id) == []
 
@@ -223,11 +152,12 @@ def test_a_settled_slot_is_settled_for_good(database: Database, slots: Slots, ca
         assert not add_point(database, slot.id, slot.fence, Point(1, {"loss": 1.0}, 1.0, 1.0))
     else:
         with pytest.raises(LostLeaseError):
-            {
+            calls: dict[str, Callable[[], object]] = {
                 "renew": lambda: slots.renew(slot),
                 "settle": lambda: slots.settle(slot, "complete", value=1.0),
                 "release": lambda: slots.release(slot),
-            }[call]()
+            }
+            calls[call]()
     slots.release_of_dead("w")
     assert slots.claim("other") is None
     assert row_of(database, slot) == before
@@ -272,20 +202,6 @@ def test_an_outcome_is_untold_until_it_is_marked(slots: Slots) -> None:
     slots.mark_told(untold.id)
     slots.mark_told(untold.id)
     assert slots.untold() == []
-
-
-def test_the_last_failures_are_told_newest_first(slots: Slots) -> None:
-    slots.extend_to(4)
-    for reason in ("first", None, "third"):
-        slot = claimed(slots)
-        if reason:
-            slots.settle(slot, "failed", reason=reason)
-        else:
-            slots.settle(slot, "complete", value=1.0, reason="not a failure")
-    claimed(slots)
-    assert slots.last_failures(2) == ["third", None]
-    assert slots.last_failures(9) == ["third", None, "first"]
-    assert slots.last_failures(0) == []
 
 
 def test_a_budget_is_used_up_when_every_slot_is_settled(slots: Slots) -> None:

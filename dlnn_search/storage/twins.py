@@ -1,0 +1,160 @@
+"""Two slots of a study with the same config: the second waits for the first, and has its result.
+
+Which is first is decided under the study's lock, so that two workers that draw the same config at
+the same moment do not both train it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from dlnn_search.storage.budget import end_spell, lock_study
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.schema import curves, slots, studies
+from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, insert_slot_event, settle_held
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Another slot of the study with the same config.
+
+    Attributes:
+        outcome: None where it is trained just now; its result is waited for.
+        failure: `diverged`, if it failed: other failures are no result of a config.
+    """
+
+    slot_id: int
+    number: int
+    trial_number: int | None
+    outcome: Outcome | None
+    value: float | None = None
+    best_epoch: int | None = None
+    failure: str | None = None
+    reason: str | None = None
+
+    @property
+    def words(self) -> str:
+        """Which one it is, for people."""
+        if self.trial_number is None:
+            return f"slot {self.number}"
+        return f"trial {self.trial_number}"
+
+
+def find_twin(
+    database: Database, study_id: int, slot: Slot, fingerprint: str, *, reuse: bool = True
+) -> Twin | None:
+    """Note what a slot will train, and find another that has trained it, or does so now.
+
+    Where it is trained now, this slot is marked as waiting: no claim gets it before the other is
+    settled.
+
+    Args:
+        slot: Held by this worker.
+        fingerprint: `Config.fingerprint()`: equal for configs that mean the same.
+        reuse: False trains every config, whatever was trained; `studies.reuse` can say so, too.
+
+    Raises:
+        LostLeaseError: If another worker holds the slot.
+    """
+    with database.transaction() as connection:
+        lock_study(connection, study_id)
+        changed = connection.execute(
+            slots.update()
+            .where(slots.c.id == slot.id, slots.c.fence == slot.fence, slots.c.state == "held")
+            .values(fingerprint=fingerprint, waits_for=None)
+        )
+        if changed.rowcount != 1:
+            raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
+        allowed = sa.select(studies.c.reuse).where(studies.c.id == study_id)
+        if not reuse or not connection.scalar(allowed):
+            return None
+        twin = _settled(connection, study_id, slot, fingerprint) or _in_flight(
+            connection, study_id, slot, fingerprint
+        )
+        if twin is not None and twin.outcome is None:
+            connection.execute(
+                slots.update().where(slots.c.id == slot.id).values(waits_for=twin.slot_id)
+            )
+    return twin
+
+
+def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> None:
+    """Give a slot its twin's outcome and curve, with an event.
+
+    Raises:
+        LostLeaseError: If another worker holds the slot.
+    """
+    if twin.outcome is None:
+        raise ValueError(f"Expected a twin that is settled, got {twin.words}, which is not.")
+    words = f"It has the result of {twin.words}, which trained the same config."
+    with database.transaction() as connection:
+        settled = settle_held(
+            connection,
+            slot,
+            twin.outcome,
+            value=twin.value,
+            best_epoch=twin.best_epoch,
+            reason=twin.reason,
+            failure=twin.failure,
+            reused_from=twin.slot_id,
+            note=words,
+        )
+        if not settled:
+            return
+        connection.execute(curves.delete().where(curves.c.slot_id == slot.id))
+        names = ["epoch", "metrics", "seconds", "images_per_second"]
+        copied = sa.select(sa.literal(slot.id), *(curves.c[name] for name in names)).where(
+            curves.c.slot_id == twin.slot_id
+        )
+        connection.execute(curves.insert().from_select(["slot_id", *names], copied))
+        insert_slot_event(connection, study_id, slot, "reused", words)
+        end_spell(connection, study_id, by_crash=False)
+
+
+def _settled(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
+    is_result = sa.or_(slots.c.outcome.in_(["complete", "pruned"]), slots.c.failure == "diverged")
+    return _first(connection, study_id, slot, fingerprint, slots.c.state == "done", is_result)
+
+
+def _in_flight(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
+    return _first(
+        connection,
+        study_id,
+        slot,
+        fingerprint,
+        slots.c.state.in_(["open", "held"]),
+        # Who waits itself is no one to wait for, or two would wait for each other.
+        slots.c.waits_for.is_(None),
+    )
+
+
+def _first(
+    connection: Connection,
+    study_id: int,
+    slot: Slot,
+    fingerprint: str,
+    *where: sa.ColumnElement[bool],
+) -> Twin | None:
+    """Return the first such slot: one that trained by itself before one that reused."""
+    row = connection.execute(
+        sa.select(slots)
+        .where(slots.c.study_id == study_id, slots.c.fingerprint == fingerprint)
+        .where(slots.c.id != slot.id, *where)
+        .order_by(slots.c.reused_from.is_not(None), slots.c.number)
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    return Twin(
+        row.id,
+        row.number,
+        row.trial_number,
+        row.outcome,
+        row.value,
+        row.best_epoch,
+        row.failure,
+        row.reason,
+    )

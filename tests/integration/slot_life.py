@@ -1,0 +1,46 @@
+"""What tests of slots have in common: a study, claims, and leases that end when asked."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import sqlalchemy as sa
+
+from dlnn_search.storage import schema
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.schema import now
+from dlnn_search.storage.slots import Slot, Slots
+
+DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
+
+
+def claimed(slots: Slots, worker: str = "w") -> Slot:
+    slot = slots.claim(worker)
+    assert slot is not None
+    return slot
+
+
+def let_the_lease_end(database: Database, slot: Slot, *, seconds_ago: float = 0.0) -> None:
+    set_slot(database, slot, lease_ends_at=now() - seconds_ago)
+    time.sleep(0.002)  # SQLite's clock counts milliseconds
+
+
+def set_slot(database: Database, slot: Slot, **values: Any) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            schema.slots.update().where(schema.slots.c.id == slot.id).values(**values)
+        )
+
+
+def set_study(database: Database, study_id: int, **values: Any) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            schema.studies.update().where(schema.studies.c.id == study_id).values(**values)
+        )
+
+
+def row_of(database: Database, slot: Slot) -> dict[str, Any]:
+    with database.transaction() as connection:
+        query = sa.select(schema.slots).where(schema.slots.c.id == slot.id)
+        return dict(connection.execute(query).mappings().one())
