@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from dlnn_search.own_code import OwnImages
     from dlnn_search.search.coarse_to_fine import CoarseToFine
     from dlnn_search.search.pruning import HalvingPruner
+    from dlnn_search.search.rate_centre import RangeTest, rate_range
     from dlnn_search.study import CmaEs, Gp, Halving, Qmc, Quick, RandomSearch, Study, Tpe
     from dlnn_search.study_files import load_study
 
@@ -78,6 +79,7 @@ __all__ = [
     "Qmc",
     "Quick",
     "RandomSearch",
+    "RangeTest",
     "Regression",
     "SinCos",
     "SoftLabels",
@@ -86,6 +88,7 @@ __all__ = [
     "Training",
     "TwoSoftmax",
     "load_study",
+    "rate_range",
     "read_config",
 ]
 
@@ -102,6 +105,8 @@ def __getattr__(name: str) -> object:
         module = "dlnn_search.own_code"
     if name == "HalvingPruner":
         module = "dlnn_search.search.pruning"
+    if name in ("RangeTest", "rate_range"):
+        module = "dlnn_search.search.rate_centre"
     if name == "load_study":
         module = "dlnn_search.study_files"
     return getattr(importlib.import_module(module), name)

@@ -72,15 +72,17 @@ def export(
     ] = 1,
     storage: StorageOption = None,
 ) -> None:
-    """Write the best trial as a config."""
+    """Write the best trial as a config; the confirmed winner, if there is one."""
     from dlnn_search.config import read_config
     from dlnn_search.service.export import export_best
     from dlnn_search.storage.definitions import find
 
     database = open_known(storage)
     try:
-        for path in export_best(database, find(database, study), top, output):
+        exported = export_best(database, find(database, study), top, output)
+        for path in exported.paths:
             print(f"Wrote {path}")
+        print(exported.words)
     finally:
         database.close()
     own = any(part.study for part in read_config(output).own_parts)

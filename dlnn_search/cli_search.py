@@ -8,6 +8,7 @@ import typer
 
 from dlnn_search.cli_options import (
     StorageOption,
+    StudyOfConfigOption,
     database_url_of,
     make_console,
     parse_duration,
@@ -57,19 +58,27 @@ def start(
     quick: Annotated[
         bool, typer.Option("--quick", help="The small version: minutes on two cores.")
     ] = False,
+    code: StudyOfConfigOption = None,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
     from dlnn_search.report.live import LiveView
+    from dlnn_search.service.linked import find_study, is_linked_name
     from dlnn_search.service.start import start as run
-    from dlnn_search.study_files import load_study
 
     console = make_console()
     seconds = None if timeout is None else parse_duration(timeout)
-    loaded = load_study(study, quick=quick)
+    url = database_url_of(storage)
+    loaded = find_study(study, url, quick=quick, study_file=code)
+    if trials is not None and is_linked_name(study):
+        parent, _, kind = study.rpartition("-")
+        raise UsageError(
+            f"The budget of '{study}' is what 'dlnn-search {kind} {parent}' gives it: "
+            "expected no --trials."
+        )
     started = run(
         loaded,
-        [study, *(["--quick"] if quick else [])],
-        database_url_of(storage),
+        [study, *(["--quick"] if quick else []), *(["--study", code] if code else [])],
+        url,
         n_workers=workers,
         n_trials=trials,
         timeout_seconds=seconds,
@@ -83,8 +92,8 @@ def start(
         print_ready(console, started.status, joined, storage_words(storage))
         return
     again = f"dlnn-search start {study}{' --quick' if quick else ''} --workers {workers}"
-    code = f" --study {study}" if loaded.load or loaded.build else ""
-    print_end(console, started.status, again, storage_words(storage), code)
+    with_code = f" --study {code or study}" if loaded.load or loaded.build else ""
+    print_end(console, started.status, again, storage_words(storage), with_code)
     if not started.ended_by_itself:
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -99,28 +108,30 @@ def worker(
     threads: Annotated[
         int | None, typer.Option("--threads", help="TensorFlow's threads; else all cores.")
     ] = None,
+    code: StudyOfConfigOption = None,
 ) -> None:
     """Join a study with one worker, from any machine."""
     import logging
 
     from dlnn_search.secret import hide_in_logs
+    from dlnn_search.service.linked import find_study
     from dlnn_search.service.worker import run_worker
     from dlnn_search.storage.database import open_database
-    from dlnn_search.study_files import load_study
     from dlnn_search.training.quiet import import_tensorflow
 
     if threads is not None and threads < 1:
         raise UsageError(f"Expected at least 1 thread, got --threads {threads}.")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     hide_in_logs()
-    loaded = load_study(study, quick=quick)
-    database = open_database(database_url_of(storage), create=False)
+    url = database_url_of(storage)
+    loaded = find_study(study, url, quick=quick, study_file=code)
+    database = open_database(url, create=False)
     import_tensorflow()
     try:
-        code = run_worker(loaded, database, name=name, threads=threads)
+        exit_code = run_worker(loaded, database, name=name, threads=threads)
     finally:
         database.close()
-    raise typer.Exit(code)
+    raise typer.Exit(exit_code)
 
 
 def validate(

@@ -22,6 +22,7 @@ from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.own_code import Builder, Loader, OwnCode, line_of
 from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.halving import Halving as Halving
+from dlnn_search.search.rate_centre import RangeTest, centred_at
 
 Space = Callable[[optuna.Trial], Config]
 
@@ -107,6 +108,8 @@ class Study:
         load: Makes the pictures of an `OwnData` from its options.
         build: Makes the Keras model of an `OwnModel` from its options, the pictures' (height,
             width, channels) and the number of classes: from uint8 to probabilities.
+        range_test: Lets a learning-rate range test centre the space's `rate_range`.
+        measured_rate: What that test found, given by who opens the study in a database.
         name: The file's name, given by `dlnn_search.study_files.load_study`.
         code_name: What the configs of both versions, quick or not, call `load` and `build` by.
         sources: The text of its file, behind that of a study that it was made from.
@@ -126,6 +129,8 @@ class Study:
     quick: Quick | None = None
     load: Loader | None = None
     build: Builder | None = None
+    range_test: RangeTest | None = None
+    measured_rate: float | None = None
     name: str = ""
     code_name: str = ""
     summary: str = ""
@@ -223,7 +228,7 @@ class Study:
             StudyError: If the space fails, or returns something else or an invalid config.
         """
         try:
-            with study_defaults(self.data, self.epochs):
+            with study_defaults(self.data, self.epochs), centred_at(self.measured_rate):
                 config = self.space(trial)
         except ValidationError as error:
             raise StudyError(
@@ -288,6 +293,7 @@ class Study:
             "data": None if self.data is None else self.data.meaning(),
             "epochs": self.epochs,
             "pruner": repr(self.pruner),
+            **({} if self.range_test is None else {"range_test": repr(self.range_test)}),
             **self._own_functions(),
         }
         return {"settings": settings, "code": self._code()}

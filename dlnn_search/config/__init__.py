@@ -119,6 +119,9 @@ class Origin(Frozen):
     epoch: int | None = None
     """The best epoch, counted from 1."""
     dlnn_search_version: str
+    confirmed_mean: float | None = None
+    """Of the same metric over fresh seeds on the validation split; None: not confirmed."""
+    confirmed_seeds: int | None = None
 
 
 class Config(Frozen):

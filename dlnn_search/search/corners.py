@@ -15,6 +15,9 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from dlnn_search.config import Config
+from dlnn_search.study import Study
+
 #: An integer of at most so many values counts something: layers, stages.
 MAX_DEPTHS = 10
 
@@ -140,3 +143,13 @@ def middle(distribution: BaseDistribution) -> Any:
     if isinstance(distribution, IntDistribution):
         return min(max(round(value), low), high)
     return min(max(value, low), high)
+
+
+def middle_config(study: Study) -> Config:
+    """Return the config in the middle of a study's space, drawn beside the database.
+
+    Raises:
+        StudyError: If the space fails or makes an invalid config.
+    """
+    sampler = _Chooser(lambda _, distribution: middle(distribution))
+    return study.config(optuna.create_study(sampler=sampler).ask())

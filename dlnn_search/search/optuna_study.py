@@ -181,7 +181,7 @@ def begin_trial(
         trial_id = _orphan_of(optuna_study, slot)
     if trial_id is not None:
         take_up(optuna_study, trial_id)
-    if trial_id is None:
+    if trial_id is None and slot.config is None:  # what it trains may be given already
         trial_id = _waiting(optuna_study, slot)
     if trial_id is None:
         trial_id = optuna_study._storage.create_new_trial(

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlnn_search import __version__
 from dlnn_search.config import Config, Origin
 from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.report.confirmation import (
+    Candidate,
+    Confirmation,
+    confirmation,
+    interval_words,
+)
 from dlnn_search.report.status import TrialStatus, best_trials
+from dlnn_search.report.words import metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
 
 
-def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> list[Path]:
-    """Write the n best complete trials' configs: `best.json`, then `best-2.json`, and so on.
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        paths: Of the files, best first.
+        words: Whether the first one is confirmed, and what to do if not.
+    """
+
+    paths: list[Path]
+    words: str
+
+
+def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> Exported:
+    """Write the n best configs: `best.json`, then `best-2.json`, and so on.
+
+    Confirmed ones come first, by the mean of their fresh seeds; the others, by what the search
+    said of them, after these.
 
     Raises:
         UsageError: If the study has fewer complete trials, or the folder does not exist.
@@ -27,9 +51,10 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> l
         raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
     if path.is_dir():
         raise UsageError(f"Expected a file to write, got the folder '{path}': -o {path}/best.json")
-    trials = best_trials(database, study, n)
-    if len(trials) < n:
-        came = f"{len(trials)} complete trial{'s' if len(trials) != 1 else ''}"
+    confirmed = confirmation(database, study)
+    configs = _best_configs(database, study, confirmed, n)
+    if len(configs) < n:
+        came = f"{len(configs)} complete trial{'s' if len(configs) != 1 else ''}"
         raise UsageError(
             f"Expected at least {n} complete trial{'s' if n != 1 else ''} of '{study.name}', "
             f"it has {came}. Search on with 'dlnn-search start {study.name}'."
@@ -38,9 +63,60 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> l
         path if rank == 1 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
         for rank in range(1, n + 1)
     ]
-    for trial, target in zip(trials, paths, strict=True):
-        write_whole(target, config_of(study, trial).to_json())
-    return paths
+    for config, target in zip(configs, paths, strict=True):
+        write_whole(target, config.to_json())
+    return Exported(paths, _confirmed_words(study, confirmed))
+
+
+def confirmed_config(candidate: Candidate) -> Config:
+    """Return a confirmed config as the search trained it, with what its fresh seeds came to."""
+    config = Config.model_validate(candidate.config)
+    assert config.origin is not None  # `confirm` gives it one
+    origin = config.origin.model_copy(
+        update={"confirmed_mean": candidate.mean, "confirmed_seeds": len(candidate.values)}
+    )
+    # The first fresh seed is the one after the search's own.
+    training = config.training.model_copy(update={"seed": config.training.seed - 1})
+    return config.model_copy(update={"origin": origin, "training": training})
+
+
+def _best_configs(
+    database: Database, study: StoredStudy, confirmed: Confirmation | None, n: int
+) -> list[Config]:
+    found: dict[str, Config] = {}
+    if confirmed is not None and confirmed.winner is not None:
+        for candidate in confirmed.ranked:
+            config = confirmed_config(candidate)
+            found.setdefault(config.fingerprint(), config)
+    for trial in best_trials(database, study, n + len(found)):
+        config = config_of(study, trial)
+        found.setdefault(config.fingerprint(), config)
+    return list(found.values())[:n]
+
+
+def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:
+    how = f"dlnn-search confirm {study.name}"
+    if confirmed is None:
+        return (
+            "Not confirmed: the best of many trials owes a part of its value to luck. "
+            f"Before the test split is opened, let fresh seeds decide: {how}"
+        )
+    winner = confirmed.winner
+    if winner is None and confirmed.n_left:
+        return (
+            f"Not confirmed yet: {confirmed.n_left} trainings are left, so this is the search's "
+            f"own winner. Go on: {how}"
+        )
+    if winner is None:
+        return (
+            "Not confirmed: no trial came to its end with two fresh seeds, so this is the "
+            f"search's own winner. See why: dlnn-search trials {study.name}-confirm"
+        )
+    return (
+        f"Confirmed: trial {winner.trial} of {winner.study}, {metric_name(study.metric)} "
+        f"{interval_words(study.metric, winner)} over {len(winner.values)} fresh seeds; the search "
+        f"had said {metric_value(study.metric, winner.search_value)}."
+    )
 
 
 def config_of(study: StoredStudy, trial: TrialStatus) -> Config:

@@ -19,6 +19,7 @@ from dlnn_search.search.optuna_study import (
     open_optuna_study,
     sampler_of_name,
 )
+from dlnn_search.service.measured_rate import measure
 from dlnn_search.service.supervisor import Supervisor, threads_per_worker, worker_environment
 from dlnn_search.storage.database import open_database, storage_errors
 from dlnn_search.storage.definitions import register
@@ -86,6 +87,7 @@ def start(
             return Started(study_status(database, stored), ended_by_itself=True)
         # Before a worker starts: the wait for data is shown here.
         data.prepare_data(example.data, example.training.curriculum)
+        measure(study, database, stored, arguments, live.say)
         if n_workers == 0:
             return Started(study_status(database, stored), ended_by_itself=True)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds

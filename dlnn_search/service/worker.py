@@ -14,6 +14,7 @@ import optuna
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.search.objective import Objective, Verdict, remove_checkpoints
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.note import write_note
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import register
@@ -78,6 +79,7 @@ def run_worker(
             goes on from its checkpoint at the next start.
     """
     stored = register(database, study.name, study.definition())
+    study = with_kept_rate(study, database, stored)
     slots = Slots(database, stored.id)
     presence = Presence(database, stored.id, name)
     optuna_study = open_optuna_study(study, database)

@@ -1,0 +1,101 @@
+"""From a search to a choice, as a user: range test, confirmation, re-tuning, export, pictures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .command_line import Place
+
+USAGE = 2
+RANGE_TEST = """
+from dlnn_search import RangeTest, rate_range
+"""
+
+
+def test_the_winner_is_confirmed_and_exported(searched: Place, place: Place) -> None:
+    place = searched.copy_to(place.folder / "copy")
+    own = place.succeed("export", "tiny", "-o", "own.json")
+    assert "Not confirmed" in own and "dlnn-search confirm tiny" in own
+    told = place.succeed("confirm", "tiny", "--top", 2, "--seeds", 2, "--workers", 2)
+    assert "All" not in told.splitlines()[-1]
+    assert "search said" in told and "±" in told and "Export it" in told
+    again = place.succeed("confirm", "tiny", "--top", 2, "--seeds", 2)
+    assert place.slot_states().count("done") == 8
+    assert told.split("rank  trial")[1] == again.split("rank  trial")[1]
+    assert "Confirmed: trial" in place.succeed("export", "tiny", "-o", "best.json")
+    origin = json.loads((place.folder / "best.json").read_text())["origin"]
+    assert origin["study"] == "tiny" and origin["confirmed_seeds"] == 2
+    assert place.rows("SELECT count(*) FROM dlnn_ledger") == [(0,)]
+    # Left to a worker elsewhere, which needs neither the file nor to know what this is.
+    queued = place.succeed("retune", "tiny", "--steps", 1, "--workers", 0)
+    assert "dlnn-search worker tiny-retune" in queued
+    (place.folder / "tiny.py").unlink()
+    place.succeed("worker", "tiny-retune")
+    assert "the search's own" in place.succeed("retune", "tiny", "--steps", 1)
+    refused = place.run("start", "tiny-retune", "--trials", 99)
+    assert refused.code == USAGE and "dlnn-search retune tiny" in refused.err
+
+
+def test_pictures_and_comparisons(searched: Place, place: Place) -> None:
+    place = searched.copy_to(place.folder / "copy")
+    text = (place.folder / "tiny.py").read_text()
+    (place.folder / "other.py").write_text(text)
+    place.succeed("start", "other.py", "--trials", 2)
+    told = place.succeed("compare", "tiny", "other", "-o", "both.html")
+    assert "after 2 trials" in told
+    page = (place.folder / "both.html").read_text()
+    assert "tiny" in page and "other" in page and 'src="http' not in page
+    place.succeed("plots", "tiny", "-o", "plots.html")
+    page = (place.folder / "plots.html").read_text()
+    for title in ("History", "Learning curves", "Parallel coordinates", "Slices", "Contours"):
+        assert f"<h2>{title}</h2>" in page
+    place.succeed("plots", "tiny", "-o", "folder")
+    assert (place.folder / "folder" / "slices.html").exists()
+    for command in (
+        ("plots", "tiny", "-o", "plots.pdf"),
+        ("plots", "tniy", "-o", "plots.html"),
+        ("compare", "tiny", "-o", "one.html"),
+        ("importance", "tiny"),
+        ("confirm", "tiny", "--seeds", 1),
+        ("lr-range", "nothing_such"),
+    ):
+        refused = place.run(*command)
+        assert refused.code == USAGE and refused.err.startswith("Error: "), refused.both
+
+
+@pytest.mark.parametrize("subject", ["config", "study"])
+def test_a_range_test_writes_table_picture_and_numbers(place: Place, subject: str) -> None:
+    place.write_study()
+    if subject == "study":
+        arguments = ["lr-range", "tiny.py", "--batches", 60, "-o", "rates.html"]
+    else:
+        place.succeed("start", "tiny.py", "--trials", 1)
+        place.succeed("export", "tiny", "-o", "mine.json")
+        arguments = ["lr-range", "mine.json", "--batches", 60, "-o", "rates.html"]
+    told = place.succeed(*arguments)
+    assert "60 batches of" in told and "rate" in told
+    numbers = json.loads((place.folder / "rates.json").read_text())
+    assert numbers["rates"][0] == pytest.approx(1e-5)
+    assert len(numbers["losses"]) == len(numbers["smoothed"]) == len(numbers["rates"])
+    assert (place.folder / "rates.html").stat().st_size > 100_000
+    assert place.rows("SELECT count(*) FROM dlnn_ledger") in ([], [(0,)])
+
+
+def test_a_study_s_range_is_centred_once_for_all_workers(place: Place) -> None:
+    place.write_study()
+    text = (place.folder / "tiny.py").read_text()
+    text = text.replace('"learning_rate", 1e-4, 1e-2', '"learning_rate", *rate_range(1e-4, 1e-2)')
+    text = text.replace("import optuna\n", f"import optuna\n{RANGE_TEST}")
+    text = text.replace("    trials=4,", "    trials=4,\n    range_test=RangeTest(batches=60),")
+    (place.folder / "tiny.py").write_text(text)
+    first = place.succeed("start", "tiny.py", "--trials", 1)
+    assert "range test" in first
+    again = place.succeed("start", "tiny.py", "--trials", 3, "--workers", 2)
+    assert "Testing" not in again
+    ranges = place.rows(
+        "SELECT DISTINCT distribution_json FROM trial_params WHERE param_name = 'learning_rate'"
+    )
+    assert len(ranges) == 1
+    assert place.slot_states() == ["done"] * 3
