@@ -3,7 +3,7 @@
 # The first stage installs into a folder of its own, the second one keeps that folder and nothing
 # else: no compiler, no package cache, no installer. No step needs or sees a secret.
 
-ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 # cpu: TensorFlow without CUDA's code. gpu: with it, and NVIDIA's libraries beside it.

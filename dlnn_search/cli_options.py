@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PIPE_COLUMNS = 160
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
+MAX_SECONDS = 100 * 365.25 * 86_400
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
 StorageOption = Annotated[
@@ -62,6 +63,8 @@ def parse_duration(text: str) -> float:
     seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
     if seconds <= 0:
         raise UsageError(f"Expected a time above 0, got '{text}'.")
+    if seconds > MAX_SECONDS:
+        raise UsageError(f"Expected a time of at most 100 years, got '{text}'.")
     return seconds
 
 

@@ -280,9 +280,16 @@ def find_config(name_or_path: str) -> Config:
     if name_or_path in best:
         return read_config(best[name_or_path])
     path = Path(name_or_path)
-    if not path.suffix and not path.exists() and path.name == name_or_path:
+    if not path.suffix and path.name == name_or_path and not _is_there(path):
         raise UsageError(
             f"There is no config named '{name_or_path}', and no such file."
             f"{did_you_mean(name_or_path, [*NAMED, *best])}"
         )
     return read_config(path)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -142,7 +142,7 @@ def taken_off_command_line(
             password = match["password"]
             address = f"{match['scheme']}{match['user']}@{match['rest']}"
         if match := _IN_QUERY.search(address):
-            password = match["password"]
+            password = match["password"].replace("+", " ")  # as forms write it
             address = _IN_QUERY.sub("", address).rstrip("?&")
         if password is None:
             continue

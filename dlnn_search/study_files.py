@@ -46,7 +46,11 @@ def load_study(name_or_file: str, *, quick: bool = False) -> Study:
     known = built_in_studies()
     if name_or_file.endswith(".py"):
         path = Path(name_or_file)
-        if not path.is_file():
+        try:
+            is_there = path.is_file()
+        except OSError:  # a name that is too long for a file
+            is_there = False
+        if not is_there:
             raise UsageError(f"There is no study file '{name_or_file}'.")
     else:
         name = name_or_file
@@ -139,9 +143,12 @@ def _load_file(path: Path) -> Study:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_STUDY_BYTES:
+        with path.open("rb") as file:
+            raw = file.read(MAX_STUDY_BYTES + 1)
+        if len(raw) > MAX_STUDY_BYTES:
             raise StudyError(f"'{path}' is too large for a study: over {MAX_STUDY_BYTES:,} bytes.")
-        source = path.read_text(encoding="utf-8")
+        # As text mode reads it, whatever line ends the editor made.
+        source = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
         ast.parse(source, filename=str(path))
     except SyntaxError as error:
         line = "" if error.lineno is None else f"line {error.lineno}: "  # none for null bytes

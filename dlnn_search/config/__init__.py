@@ -88,6 +88,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 #: A config is a few KB; anything far larger is not one.
+#: Of a wrong value, in a message.
+MAX_SHOWN = 80
 MAX_CONFIG_BYTES = 1_000_000
 
 _study_data: ContextVar[Data] = ContextVar("study_data")
@@ -193,13 +195,14 @@ def read_config(path: Path) -> Config:
         UsageError: If there is no such file, or it holds no valid config.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+        if len(raw) > MAX_CONFIG_BYTES:
             raise UsageError(
-                f"'{path}' has {path.stat().st_size:,} bytes: expected a config in JSON, "
-                f"of at most {MAX_CONFIG_BYTES:,}."
+                f"'{path}' has more than {MAX_CONFIG_BYTES:,} bytes: expected a config in JSON."
             )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = raw.decode()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name with a null byte
         raise UsageError(
             f"Cannot read the config '{path}': {getattr(error, 'strerror', None) or error}. "
             f"Write one with 'dlnn-search export STUDY -o {path.name}'."
@@ -218,6 +221,14 @@ def explain(error: ValidationError) -> str:
     for detail in error.errors(include_url=False):
         where = ".".join(str(part) for part in detail["loc"]) or "config"
         came = detail["input"]
-        shown = f" (got {came!r})" if isinstance(came, str | int | float | None) else ""
+        shown = f" (got {_short(came)})" if isinstance(came, str | int | float | None) else ""
         lines.append(f"  {where}: {detail['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

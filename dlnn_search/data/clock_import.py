@@ -36,6 +36,7 @@ MIN_EDGE_PX, MAX_EDGE_PX = 32, 300
 MAX_PICTURES = 1_000_000
 CHUNK = 512
 COURSE_FORM = "(18000, 150, 150) uint8"
+_MAGIC = b"\x93NUMPY"
 _TITLE = "the course's clocks"
 _NAME = "clocks-course"
 
@@ -159,18 +160,25 @@ def import_clocks(
 
 
 def _open(path: Path, what: str) -> NDArray[Any]:
+    instruction = (
+        f"Expected a .npy file as the course hands it out; give the path of its {what}.npy."
+    )
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"Cannot read the {what} '{path}': {error}. Expected a .npy file as the course hands "
-            f"it out; give the path of its {what}.npy."
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(
-            f"Expected one array in a .npy file, got an archive of arrays: '{path}'. "
-            f"Give the path of the course's {what}.npy."
-        )
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+        if magic.startswith(b"PK"):
+            raise DataError(
+                f"Expected one array in a .npy file, got an archive of arrays: '{path}'. "
+                f"Give the path of the course's {what}.npy."
+            )
+        if magic != _MAGIC:
+            raise ValueError("it does not begin as one does")
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DataError:
+        raise
+    except Exception as error:  # NumPy raises whatever a damaged header makes it stumble over
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"Cannot read the {what} '{path}': {said[:200]}. {instruction}") from error
     return array
 
 
@@ -201,6 +209,8 @@ def _checked_labels(labels: NDArray[Any], path: Path) -> NDArray[np.uint8]:
         raise DataError(f"Expected labels of an integer dtype, {came}. {instruction}")
     if labels.ndim != 2 or labels.shape[1] != 2:
         raise DataError(f"Expected labels of shape (n, 2), hour and minute, {came}. {instruction}")
+    if len(labels) > MAX_PICTURES:
+        raise DataError(f"Expected labels of at most {MAX_PICTURES:,} pictures, {came}.")
     for column, (what, last) in enumerate((("hours", 11), ("minutes", 59))):
         values = labels[:, column]
         if len(values) and (values.min() < 0 or values.max() > last):

@@ -66,7 +66,10 @@ def examine(storage: str | None) -> Iterator[Finding]:
 
 
 def _versions() -> Finding:
-    names = ("tensorflow", "keras", "optuna", "optuna-dashboard", "sqlalchemy")
+    # TensorFlow without CUDA's code comes under another name.
+    installed = importlib.metadata.packages_distributions().get("tensorflow", ["tensorflow"])
+    tensorflow = min(installed, key=len)
+    names = (tensorflow, "keras", "optuna", "optuna-dashboard", "sqlalchemy")
     words = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     return Finding("good", "versions", f"dlnn-search {__version__}, {words}; {system}")

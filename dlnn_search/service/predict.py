@@ -21,6 +21,8 @@ from dlnn_search.models.heads import Head, by_name, head_of
 
 #: A phone's picture has 50 million pixels; a file that claims far more is a trap.
 MAX_PIXELS = 100_000_000
+#: A file of that many bytes is read whole.
+MAX_PICTURE_BYTES = 200_000_000
 FORMATS = ("PNG", "JPEG")
 DIGIT_EDGE_PX = 28
 #: MNIST's digits fit a box of 20 px, and their centre of mass is in the pixel right of and below
@@ -143,6 +145,10 @@ def _gray(path: Path) -> Image.Image:
     """Return a picture as it is meant to be seen, in gray levels of 8 bits."""
     if not path.is_file():
         raise DataError(f"There is no picture '{path}'. Expected a PNG or JPEG file.")
+    if (size := path.stat().st_size) > MAX_PICTURE_BYTES:
+        raise DataError(
+            f"'{path}' has {size:,} bytes: expected a picture of at most {MAX_PICTURE_BYTES:,}."
+        )
     try:
         with warnings.catch_warnings():
             # Pillow's own limit is near ours, and told below in our words; of metadata it cannot

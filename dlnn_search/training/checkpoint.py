@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from dlnn_search.errors import StorageError, TrainingError
 
@@ -61,6 +64,9 @@ class State:
     best: Arrays
 
 
+_CURVE = TypeAdapter(tuple[Epoch, ...])
+
+
 class Checkpoint:
     """The checkpoint of one training, in a folder of its own.
 
@@ -88,9 +94,17 @@ class Checkpoint:
                 f"The checkpoint '{self._path}' belongs to the config {meta.get('fingerprint')}, "
                 f"expected {self._fingerprint}. Train this config in a folder of its own."
             )
+        try:
+            precision = str(meta["precision"])
+            curve = _CURVE.validate_python(meta["curve"])
+        except (KeyError, ValidationError) as error:
+            raise StorageError(
+                f"The checkpoint '{self._path}' holds no curve: its description is damaged. "
+                "Remove its folder to train from the start."
+            ) from error
         return State(
-            precision=meta["precision"],
-            curve=tuple(Epoch(**epoch) for epoch in meta["curve"]),
+            precision=precision,
+            curve=curve,
             last=[array for name, array in arrays.items() if name.startswith("last")],
             best=[array for name, array in arrays.items() if name.startswith("best")],
         )
@@ -144,14 +158,22 @@ def _cannot_write(path: Path, error: OSError) -> str:
 
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     try:
-        # Without pickle: a checkpoint is data and cannot run code.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in sorted(file.files) if name != "meta"}
-            meta: dict[str, Any] = json.loads(bytes(file["meta"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as raw:
+            _check_sizes(raw, path.stat().st_size)
+            raw.seek(0)
+            # Without pickle: a checkpoint is data and cannot run code.
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in sorted(file.files) if name != "meta"}
+                meta = json.loads(bytes(file["meta"]))
+        if not isinstance(meta, dict):
+            raise ValueError("its description is none")
+    except MemoryError:  # this machine's want, not the file's fault
+        raise
+    except Exception as error:  # NumPy raises whatever a damaged file makes it stumble over
+        said = str(error).partition("\n")[0] or type(error).__name__
         raise StorageError(
-            f"Cannot read the checkpoint '{path}': {error}. Remove its folder to train from the "
-            "start."
+            f"Cannot read the checkpoint '{path}': {said[:200]}. Remove its folder to train from "
+            "the start."
         ) from error
     if meta.get("version") != CHECKPOINT_VERSION:
         raise StorageError(
@@ -159,3 +181,20 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             f"{CHECKPOINT_VERSION}. Remove its folder to train from the start."
         )
     return arrays, meta
+
+
+def _check_sizes(file: BinaryIO, size: int) -> None:
+    """Refuse an archive that would take more memory than it takes on the disk."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed, which no checkpoint is")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError("its parts are larger than itself")
+        for member in members:
+            with archive.open(member) as part:
+                version = npy.read_magic(part)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(part)
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"its part {member.filename} claims to be larger than it is")

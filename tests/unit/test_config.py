@@ -279,7 +279,7 @@ def test_a_file_that_is_missing_is_answered_with_the_command_that_writes_one(
         (b"\xff\xfe\x00\x01", "Cannot read the config"),
         (b"\x00" * 10, "is no valid config"),
         (b"[" * 100_000, "is no valid config"),
-        (b" " * (MAX_CONFIG_BYTES + 1), "1,000,001 bytes: expected a config in JSON"),
+        (b" " * (MAX_CONFIG_BYTES + 1), "more than 1,000,000 bytes: expected a config in JSON"),
     ],
     ids=[
         "empty",
