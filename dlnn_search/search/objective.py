@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import functools
+import gc
+import logging
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 
 from dlnn_search import data
 from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.split import TrainingData
+from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.search.failures import POLICIES, Kind, failure_of
-from dlnn_search.search.optuna_study import report
-from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.search.outbox import Outbox
+from dlnn_search.search.pruning import falls_behind, rungs_of
+from dlnn_search.search.reports import Reports
+from dlnn_search.storage.curves import Point, kept_of_slot, replace_curve
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.presence import Presence
+from dlnn_search.storage.place import place_of
+from dlnn_search.storage.presence import Presence, has_trained_here
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, Slots
 from dlnn_search.study import Study
+from dlnn_search.training.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    Epoch,
+    OtherCheckpointError,
+)
 
-#: Between two renewals of a lease and two looks of the live view.
-RENEW_SECONDS = 1.0
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,8 @@ class Objective:
         self._presence = presence
         self._threads = threads
         self._interrupted = interrupted
-        self._had_data = False
+        self._opened_data = False
+        self._ending: Callable[[], None] | None = None
 
     def folder(self, slot: Slot) -> Path:
         """Where the slot's checkpoints are kept."""
@@ -82,95 +97,207 @@ class Objective:
             LostLeaseError: If the slot was claimed by another worker meanwhile.
             StorageError, DataError: If the worker cannot go on; the slot is still its own.
         """
+        self._ending = None
         try:
-            config = self._config(trial, slot)
-            return self._train(config, trial, slot)
+            return self._train(self._config(trial, slot), trial, slot)
         except LostLeaseError:
             raise
+        except UpdateFinishedTrialError:
+            self._slots.renew(slot)  # raises where a successor was the one who ended it
+            reason = f"Trial {trial.number} was ended by another program."
+            return Verdict("failed", reason=reason, failure="lost")
         except Exception as error:
-            return self._failed(error, slot)
+            verdict = self._failed(error, slot)
+        # Outside of the handler, whose exception holds the model and all that belongs to it.
+        gc.collect()
+        if verdict.outcome is not None and self._ending is not None:
+            self._ending()
+        return verdict
 
     def _failed(self, error: Exception, slot: Slot) -> Verdict:
-        failure = failure_of(error, had_data=self._had_data)
+        if isinstance(error, OutageError) and self._interrupted():
+            return Verdict(None)
+        failure = failure_of(error, had_data=self._had_data())
         if failure.kind is None:
             return Verdict(None, reason=failure.reason, trouble=failure.reason)
         if slot.memory_failures + 1 < POLICIES[failure.kind].attempts:
             return Verdict(None, reason=failure.reason, failure=failure.kind)
         return Verdict("failed", reason=failure.reason, failure=failure.kind, bug=failure.traceback)
 
+    def _had_data(self) -> bool:
+        """Whether this machine has had the data: then they may come back."""
+        if self._opened_data:
+            return True
+        try:
+            return has_trained_here(self._database, self._presence.study_id)
+        except StorageError:
+            return False
+
     def _config(self, trial: optuna.Trial, slot: Slot) -> Config:
         if slot.config is not None:
             return Config.model_validate(slot.config)
-        config = self._study.config(trial)
+        # A space may be asked again: what was suggested already stays.
+        config = self._retrying(lambda: self._study.config(trial))
         config = config.model_copy(update={"data": data.resolve(config.data)})
         # Here and not above: the first import of TensorFlow takes seconds.
         from dlnn_search.training.precision import resolve_precision
 
         shape = self._images(config).train.image_shape
         config = resolve_precision(config, shape)
-        self._slots.set_config(slot, config.model_dump(mode="json"))
+        self._retrying(lambda: self._slots.set_config(slot, config.model_dump(mode="json")))
         return config
 
     def _images(self, config: Config) -> TrainingData:
         images = _load(config.data, config.training.curriculum)
-        self._had_data = True
+        self._opened_data = True
         return images
 
-    def _train(self, config: Config, trial: optuna.Trial, slot: Slot) -> Verdict:
-        from dlnn_search.training.fit import Decision, Epoch, fit
+    def _retrying(self, call: Callable[[], T]) -> T:
+        return self._database.retrying(call, interrupted=self._interrupted)
 
-        pruned = False
-        renewed = 0.0
+    def _train(self, config: Config, trial: optuna.Trial, slot: Slot) -> Verdict:
+        from dlnn_search.training.fit import Decision, fit
+
+        metric, epochs = self._study.metric, config.training.epochs
         images = self._images(config)
+        place = place_of(self._database.files)
+        is_new = slot.fence == 1 and slot.trial_id is None
+        damage = _clear_what_is_damaged(self.folder(slot), config.fingerprint(), is_new=is_new)
+        rungs = rungs_of(trial.study.pruner, epochs)
+        reports = Reports(trial.study, trial._trial_id, metric=metric, epochs=epochs, rungs=rungs)
+        outbox = Outbox(
+            self._database,
+            self._slots,
+            slot,
+            self._presence,
+            reports,
+            metric=metric,
+            place=place,
+        )
+        values: dict[int, float] = {}
+        pruned, judged = False, 0
+
+        def begin(curve: tuple[Epoch, ...]) -> Decision:
+            values.update({epoch.epoch: epoch.metrics[metric] for epoch in curve})
+            if not is_new:
+                points = [_point(epoch) for epoch in curve]
+                self._retrying(lambda: self._take_up(slot, points, place, damage))
+            self._retrying(lambda: reports.begin(values, is_new=is_new))
+            nonlocal judged
+            # Later rungs judge the earlier ones again; only a judgement that a kill may have
+            # cut off is made up for here.
+            judged = max((rung for rung in rungs if rung < len(curve)), default=0)
+            return judge(len(curve)) if len(curve) < epochs else Decision.GO_ON
+
+        def judge(n_stored: int) -> Decision:
+            """Ask the pruner at the latest rung, as soon as the database has the curve to it."""
+            nonlocal pruned, judged
+            rung = max((rung for rung in rungs if rung <= n_stored), default=0)
+
+            def ask() -> None:
+                nonlocal pruned, judged
+                pruned = falls_behind(trial.study, trial.number, rung, values[rung])
+                judged = rung
+
+            if rung > judged:
+                outbox.attempt(ask)  # else it is asked when the database is back
+            return Decision.STOP if pruned else Decision.GO_ON
 
         def on_epoch(epoch: Epoch) -> Decision:
-            nonlocal pruned
-            value = epoch.metrics[self._study.metric]
-            point = Point(epoch.epoch, epoch.metrics, epoch.seconds, epoch.images_per_second)
-            if not add_point(self._database, slot.id, slot.fence, point):
-                raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
-            report(trial, value, epoch.epoch)
-            self._presence.show(
-                epoch=epoch.epoch, value=value, images_per_second=epoch.images_per_second
+            values[epoch.epoch] = epoch.metrics[metric]
+            outbox.trained(_point(epoch))
+            if self._interrupted():
+                return Decision.STOP
+            return Decision.KEEP if epoch.epoch in rungs else Decision.GO_ON
+
+        def on_kept(n_epochs: int) -> Decision:
+            outbox.kept(n_epochs)
+            return Decision.GO_ON if outbox.n_waiting else judge(n_epochs)
+
+        def end() -> None:
+            outbox.end(interrupted=self._interrupted)
+            self._retrying(lambda: reports.end(values))
+
+        self._ending = end
+        outbox.attempt(
+            lambda: self._presence.show(
+                state="training",
+                message=None,
+                trial_number=trial.number,
+                epoch=0,
+                epochs=epochs,
+                share=0.0,
+                value=None,
             )
-            # A trial in its last epoch is complete, whatever the pruner thinks of it.
-            pruned = epoch.epoch < config.training.epochs and trial.should_prune()
-            return Decision.STOP if pruned or self._interrupted() else Decision.GO_ON
-
-        def on_progress(epoch: int, share: float) -> None:
-            nonlocal renewed
-            if time.monotonic() - renewed < RENEW_SECONDS:
-                return
-            renewed = time.monotonic()
-            self._slots.renew(slot)
-            self._presence.show(epoch=epoch, share=share)
-
-        self._presence.show(
-            state="training",
-            trial_number=trial.number,
-            epoch=0,
-            epochs=config.training.epochs,
-            share=0.0,
-            value=None,
         )
         fitted = fit(
             config,
             images,
             folder=self.folder(slot),
+            generation=slot.fence,
             threads=self._threads,
+            on_begin=begin,
+            on_kept=on_kept,
             on_epoch=on_epoch,
-            on_progress=on_progress,
+            on_progress=outbox.progress,
         )
-        for epoch in fitted.curve:  # epochs that an earlier holder kept, but did not store
-            point = Point(epoch.epoch, epoch.metrics, epoch.seconds, epoch.images_per_second)
-            add_point(self._database, slot.id, slot.fence, point)
-            report(trial, epoch.metrics[self._study.metric], epoch.epoch)
-        best = fitted.best.metrics[self._study.metric]
-        if pruned:
-            return Verdict("pruned", value=best, best_epoch=fitted.best.epoch)
-        if not fitted.finished:
+        if not (pruned or fitted.finished):
+            outbox.send_all(interrupted=self._interrupted)
             return Verdict(None)
-        return Verdict("complete", value=best, best_epoch=fitted.best.epoch)
+        end()
+        best = fitted.best.metrics[metric]
+        outcome: Outcome = "pruned" if pruned else "complete"
+        return Verdict(outcome, value=best, best_epoch=fitted.best.epoch)
+
+    def _take_up(self, slot: Slot, points: list[Point], place: str, damage: str | None) -> None:
+        """Let the stored curve be the checkpoint's, and say so where epochs are lost."""
+        kept = kept_of_slot(self._database, slot.id)
+        known = max(kept.epochs, len(kept.points))
+        words = None
+        if known > len(points):
+            if kept.place is not None and kept.place != place:
+                why = "its checkpoint lies in another machine's files folder"
+            else:
+                why = damage or "its checkpoint is missing"
+            back = f"goes back to epoch {len(points)}" if points else "starts over"
+            words = f"The trial {back} after {known} epochs: {why}."
+        if not replace_curve(
+            self._database,
+            slot.id,
+            slot.fence,
+            points,
+            place=place,
+            worker=self._presence.worker,
+            words=words,
+        ):
+            raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
+        if words is not None:
+            log.warning("%s", words)
+
+
+def _point(epoch: Epoch) -> Point:
+    return Point(epoch.epoch, epoch.metrics, epoch.seconds, epoch.images_per_second)
+
+
+def _clear_what_is_damaged(folder: Path, fingerprint: str, *, is_new: bool) -> str | None:
+    """Remove a checkpoint that cannot be gone on from; return what was wrong with it.
+
+    Raises:
+        OutageError: If the disk does not answer.
+    """
+    checkpoint = Checkpoint(folder, fingerprint)
+    if is_new:  # of another database that had its files here
+        checkpoint.clear()
+        return None
+    try:
+        checkpoint.load()
+    except DamagedCheckpointError:
+        checkpoint.clear()
+        return "its checkpoint is damaged"
+    except OtherCheckpointError:
+        checkpoint.clear()
+        return "its checkpoint is of another config"
+    return None
 
 
 def checkpoint_folder(database: Database, study_name: str, slot_number: int) -> Path:

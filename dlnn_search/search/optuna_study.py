@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -174,15 +175,15 @@ def begin_trial(
     """
     sampler = chosen_sampler(optuna_study, study)
     optuna_study.sampler = make_sampler(sampler, study.name, slot.number)
+    # What its sampler saw for the trial before; Optuna clears it in `ask`, which is not called.
+    optuna_study._thread_local.cached_all_trials = None
     trial_id = slot.trial_id
     if trial_id is not None:
         _check_that_it_is_there(optuna_study, slot)
-    if trial_id is None and (again or slot.fence > 1):
-        trial_id = _orphan_of(optuna_study, slot)
+    else:
+        trial_id = _begun_or_waiting(optuna_study, slot, is_first=slot.fence == 1 and not again)
     if trial_id is not None:
         take_up(optuna_study, trial_id)
-    if trial_id is None and slot.config is None:  # what it trains may be given already
-        trial_id = _waiting(optuna_study, slot)
     if trial_id is None:
         trial_id = optuna_study._storage.create_new_trial(
             optuna_study._study_id, template_trial=_template(slot)
@@ -231,6 +232,11 @@ def tell(
             for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
                 if text is not None:
                     storage.set_trial_user_attr(trial_id, name, _shortened(text))
+        if outcome == "pruned" and _ends_with_nan(trial):
+            # Optuna takes the last report for the value: here one of before it started over.
+            values = None if value is None else [value]
+            storage.set_trial_state_values(trial_id, STATES[outcome], values)
+            return
         optuna_study.tell(
             trial.number,
             value if outcome == "complete" else None,
@@ -239,16 +245,14 @@ def tell(
         )
 
 
+def _ends_with_nan(trial: FrozenTrial) -> bool:
+    last = trial.last_step
+    return last is not None and math.isnan(trial.intermediate_values[last])
+
+
 def _shortened(text: str) -> str:
     """The dashboard sends all attributes of all trials at each refresh."""
     return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
-
-
-def report(trial: optuna.Trial, value: float, epoch: int) -> None:
-    """Report an epoch's metric, once: a resumed trial may come by the same epoch again."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is already reported.*")
-        trial.report(value, step=epoch)
 
 
 def _template(slot: Slot) -> FrozenTrial:
@@ -275,28 +279,35 @@ def _check_that_it_is_there(optuna_study: optuna.Study, slot: Slot) -> None:
     )
 
 
-def _orphan_of(optuna_study: optuna.Study, slot: Slot) -> int | None:
-    """Find the trial that an earlier holder made or took before it vanished."""
-    enqueued_without_owner = None
-    unfinished = (TrialState.RUNNING, TrialState.WAITING)
-    for trial in optuna_study.get_trials(deepcopy=False, states=unfinished):
+def _begun_or_waiting(optuna_study: optuna.Study, slot: Slot, *, is_first: bool) -> int | None:
+    """Find the trial that was made for the slot, or take one that somebody enqueued.
+
+    An earlier holder may have made it and vanished, or this one, without hearing so from a
+    database that went away. Optuna keeps finished trials in memory: what is read is new.
+    """
+    storage = optuna_study._storage
+    unfinished = optuna_study.get_trials(
+        deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
+    )
+    long_ago = datetime.now() - timedelta(seconds=LEASE_SECONDS)
+    forsaken = None
+    for trial in unfinished:
         owner = trial.user_attrs.get(SLOT_ATTRIBUTE)
         if owner == slot.number:
             return trial._trial_id
         # Its taker was killed before it wrote its number, unless it is about to do so.
-        long_ago = datetime.now() - timedelta(seconds=LEASE_SECONDS)
         taken = trial.datetime_start
         if trial.state == TrialState.WAITING or owner is not None or taken is None:
             continue
         if "fixed_params" in trial.system_attrs and taken < long_ago:
-            enqueued_without_owner = trial._trial_id
-    return enqueued_without_owner
-
-
-def _waiting(optuna_study: optuna.Study, slot: Slot) -> int | None:
-    """Take a trial that somebody enqueued, for example in the dashboard."""
-    storage = optuna_study._storage
-    for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            forsaken = trial._trial_id
+    if slot.config is not None:  # what it trains is given: nothing that was enqueued
+        return None
+    if forsaken is not None and not is_first:
+        return forsaken
+    for trial in unfinished:
+        if trial.state != TrialState.WAITING:
+            continue
         if SLOT_ATTRIBUTE in trial.user_attrs:  # begun, and put back: another slot's
             continue
         with suppress(UpdateFinishedTrialError):  # another worker took it, and ended it already

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import optuna
 from optuna.pruners import BasePruner, NopPruner
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.errors import StudyError
 from dlnn_search.metrics import chance_of, perfect_of
@@ -160,6 +160,28 @@ def make_pruner(study: Study, database: Database | None = None) -> BasePruner:
         values=values,
         judge_direction=direction_of(judge),
     )
+
+
+def rungs_of(pruner: BasePruner, epochs: int) -> list[int]:
+    """Return the epochs at which a trial is judged, in order, its last epoch left out.
+
+    A trial in its last epoch is complete, whatever the pruner thinks of it: it has cost all.
+    """
+    return pruner.rungs(epochs - 1) if isinstance(pruner, HalvingPruner) else []
+
+
+def falls_behind(optuna_study: optuna.Study, number: int, rung: int, value: float) -> bool:
+    """Ask a study's pruner about a trial whose curve is stored up to a rung, or further.
+
+    Args:
+        optuna_study: Of which the pruner is.
+        number: Optuna's number of the trial.
+        rung: One of `rungs_of`.
+        value: The trial's metric at that epoch.
+    """
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, intermediate_values={rung: value})
+    trial.number = number
+    return optuna_study.pruner.prune(optuna_study, trial)
 
 
 def threshold(study: Study) -> float | None:

@@ -7,7 +7,7 @@ from optuna_dashboard import save_note
 
 from dlnn_search.report.words import metric_name, metric_unit, metric_value
 from dlnn_search.search.objective import Verdict
-from dlnn_search.storage.curves import Point, curve_of_slot
+from dlnn_search.storage.curves import Point, curve_of_slot, note_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slot
 
@@ -30,6 +30,9 @@ def write_note(
         lines[0] += f": {verdict.failure.replace('_', ' ')}"
     if verdict.reason:
         lines += ["", verdict.reason]
+    note = note_of_slot(database, slot.id)
+    if note:
+        lines += ["", note]
     if points:
         lines += ["", *_table(_thinned(points), metric)]
     save_note(trial, "\n".join(lines))

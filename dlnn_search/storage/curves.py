@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import curves as table
-from dlnn_search.storage.schema import slots
+from dlnn_search.storage.schema import events, now, slots
 
 
 @dataclass(frozen=True)
@@ -22,41 +23,184 @@ class Point:
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What the database knows of a slot's earlier holders.
+
+    Attributes:
+        points: The epochs that are stored.
+        place: Which files folder holds the checkpoint (`storage.place`); None if there is none.
+        epochs: How many epochs that checkpoint holds.
+    """
+
+    points: tuple[Point, ...]
+    place: str | None
+    epochs: int
+
+
 def add_point(database: Database, slot_id: int, fence: int, point: Point) -> bool:
     """Store an epoch, unless the slot was claimed by another worker since, or it is there.
 
     Returns:
         Whether the fence still holds.
     """
+    return add_points(database, slot_id, fence, [point])
+
+
+def add_points(
+    database: Database,
+    slot_id: int,
+    fence: int,
+    points: Sequence[Point],
+    *,
+    place: str | None = None,
+    epochs: int | None = None,
+) -> bool:
+    """Store epochs in one transaction, those left out that are there already.
+
+    Args:
+        database: Where.
+        slot_id: Whose.
+        fence: The claim of the slot that the writer owns.
+        points: Any number, in order.
+        place: Which files folder now holds the slot's checkpoint, if that is to be noted.
+        epochs: How many epochs that checkpoint holds.
+
+    Returns:
+        Whether the fence still holds; if not, nothing was stored.
+    """
     with database.transaction() as connection:
-        # Touching the slot's row locks it: nobody claims it between the check and the insert.
-        held = connection.execute(
-            slots.update()
-            .where(slots.c.id == slot_id, slots.c.fence == fence, slots.c.state == "held")
-            .values(fence=fence)
-        )
-        if held.rowcount != 1:
+        if not _touch(connection, slot_id, fence, place, epochs):
             return False
-        known = connection.scalar(
-            sa.select(table.c.epoch).where(table.c.slot_id == slot_id, table.c.epoch == point.epoch)
-        )
-        if known is None:
-            connection.execute(
-                table.insert().values(
-                    slot_id=slot_id,
-                    epoch=point.epoch,
-                    metrics=dict(point.metrics),
-                    seconds=point.seconds,
-                    images_per_second=point.images_per_second,
-                )
-            )
+        _insert_missing(connection, slot_id, points)
     return True
+
+
+def replace_curve(
+    database: Database,
+    slot_id: int,
+    fence: int,
+    points: Sequence[Point],
+    *,
+    place: str,
+    worker: str,
+    words: str | None = None,
+) -> bool:
+    """Let a slot's curve be exactly what its holder goes on from.
+
+    Args:
+        database: Where.
+        slot_id: Whose.
+        fence: The claim of the slot that the writer owns.
+        points: All epochs of the checkpoint, in order; none where the training starts over.
+        place: Which files folder the checkpoint is in.
+        worker: The writer's name.
+        words: Why epochs are lost, if they are: noted on the slot and among the events.
+
+    Returns:
+        Whether the fence still holds; if not, nothing was changed.
+    """
+    ours = {point.epoch: dict(point.metrics) for point in points}
+    with database.transaction() as connection:
+        if not _touch(connection, slot_id, fence, place if points else None, len(points)):
+            return False
+        foreign = [
+            known.epoch
+            for known in _points(connection, slot_id)
+            if ours.get(known.epoch) != dict(known.metrics)
+        ]
+        if foreign:
+            of_slot = table.c.slot_id == slot_id
+            connection.execute(table.delete().where(of_slot, table.c.epoch.in_(foreign)))
+        _insert_missing(connection, slot_id, points)
+        if words is not None:
+            _note(connection, slot_id, worker, words, has_checkpoint=bool(points))
+    return True
+
+
+def _note(
+    connection: Connection, slot_id: int, worker: str, words: str, *, has_checkpoint: bool
+) -> None:
+    values: dict[str, object] = {"note": words}
+    if not has_checkpoint:
+        values |= {"checkpoint_place": None, "checkpoint_epoch": None}
+    study_id = connection.scalar(
+        slots.update().where(slots.c.id == slot_id).values(values).returning(slots.c.study_id)
+    )
+    connection.execute(
+        events.insert().values(
+            study_id=study_id,
+            at=now(),
+            kind="started_over",
+            worker=worker,
+            slot_id=slot_id,
+            words=words,
+        )
+    )
+
+
+def kept_of_slot(database: Database, slot_id: int) -> Kept:
+    """Return what a slot's earlier holders left in the database."""
+    with database.transaction() as connection:
+        row = connection.execute(
+            sa.select(slots.c.checkpoint_place, slots.c.checkpoint_epoch).where(
+                slots.c.id == slot_id
+            )
+        ).one()
+        points = tuple(_points(connection, slot_id))
+    return Kept(points, row.checkpoint_place, row.checkpoint_epoch or 0)
+
+
+def note_of_slot(database: Database, slot_id: int) -> str | None:
+    """Return what a reader of the slot's trial should know, such as that it started over."""
+    with database.transaction() as connection:
+        return connection.scalar(sa.select(slots.c.note).where(slots.c.id == slot_id))
 
 
 def curve_of_slot(database: Database, slot_id: int) -> list[Point]:
     """Return a slot's epochs in order; empty where none was finished."""
     with database.transaction() as connection:
-        rows = connection.execute(
-            sa.select(table).where(table.c.slot_id == slot_id).order_by(table.c.epoch)
-        ).all()
+        return _points(connection, slot_id)
+
+
+def _touch(
+    connection: Connection, slot_id: int, fence: int, place: str | None, epochs: int | None
+) -> bool:
+    """Lock the slot's row, so that nobody claims it before the transaction ends."""
+    values: dict[str, object] = {"fence": fence}
+    if place is not None:
+        values |= {"checkpoint_place": place, "checkpoint_epoch": epochs}
+    held = connection.execute(
+        slots.update()
+        .where(slots.c.id == slot_id, slots.c.fence == fence, slots.c.state == "held")
+        .values(values)
+    )
+    return held.rowcount == 1
+
+
+def _points(connection: Connection, slot_id: int) -> list[Point]:
+    rows = connection.execute(
+        sa.select(table).where(table.c.slot_id == slot_id).order_by(table.c.epoch)
+    )
     return [Point(row.epoch, row.metrics, row.seconds, row.images_per_second) for row in rows]
+
+
+def _insert_missing(connection: Connection, slot_id: int, points: Sequence[Point]) -> None:
+    if not points:
+        return
+    first, last = points[0].epoch, points[-1].epoch
+    stored = sa.select(table.c.epoch).where(table.c.slot_id == slot_id)
+    known = set(connection.scalars(stored.where(table.c.epoch.between(first, last))))
+    rows = [
+        {
+            "slot_id": slot_id,
+            "epoch": point.epoch,
+            "metrics": dict(point.metrics),
+            "seconds": point.seconds,
+            "images_per_second": point.images_per_second,
+        }
+        for point in points
+        if point.epoch not in known
+    ]
+    if rows:
+        connection.execute(table.insert(), rows)

@@ -31,6 +31,7 @@ class Presence:
             about: `gpu`, `threads`, `log`, `supervisor`, as the table has it.
         """
         self.worker = worker or new_worker_name()
+        self.study_id = study_id
         self._database = database
         self._process = psutil.Process()
         with database.transaction() as connection:
@@ -56,6 +57,18 @@ class Presence:
             connection.execute(
                 table.update().where(table.c.id == self.worker).values(seen_at=now(), **values)
             )
+
+
+def has_trained_here(database: Database, study_id: int) -> bool:
+    """Whether a worker of this host has trained an epoch of the study: its data were here."""
+    with database.transaction() as connection:
+        found = connection.scalar(
+            sa.select(table.c.id)
+            .where(table.c.study_id == study_id, table.c.host == socket.gethostname())
+            .where(table.c.images_per_second.is_not(None))
+            .limit(1)
+        )
+    return found is not None
 
 
 def dead_workers(database: Database, study_id: int) -> list[str]:

@@ -93,7 +93,8 @@ def may_pass(error: BaseException | None) -> bool:
             return code is not None and code & 0xFF in _PASSING_CODES
         if type(error).__module__.partition(".")[0] == "psycopg":
             return _psycopg_may_pass(error)
-        error = error.__cause__
+        # SQLAlchemy names the driver's error before Python knows it for the cause.
+        error = getattr(error, "orig", None) or error.__cause__
     return False
 
 

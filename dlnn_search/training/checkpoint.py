@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +19,16 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from dlnn_search.errors import StorageError, TrainingError
+from dlnn_search.errors import OutageError, StorageError, TrainingError
 
 #: Changes when a file of before can no longer be read.
 CHECKPOINT_VERSION = 1
 FILE = "last.npz"
+#: The least time between two checkpoints: what a kill costs at most, beside the epoch that runs.
+SAVE_SECONDS = 2.0
+#: Saving may take a twentieth of the time, and a kill may cost so much.
+SAVE_SHARE = 0.05
+MAX_SAVE_SECONDS = 60.0
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -67,39 +73,61 @@ class State:
 _CURVE = TypeAdapter(tuple[Epoch, ...])
 
 
+class DamagedCheckpointError(StorageError):
+    """A checkpoint that is there, but cannot be understood."""
+
+
+class OtherCheckpointError(TrainingError):
+    """A checkpoint of another config."""
+
+
 class Checkpoint:
     """The checkpoint of one training, in a folder of its own.
 
     One file holds both the last and the best epoch. It is written beside its place and then
-    renamed, so a kill at any moment leaves a whole one, and so does a worker that lost its lease
-    and writes once more: with a file each, its last could name a best that is gone.
+    renamed, so a kill at any moment leaves a whole one.
+
+    Each holder of a training writes a file of its own generation and goes on from the latest:
+    one that lost the training and wakes later overwrites nothing that its successor wrote.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._path = folder / FILE
+    def __init__(self, folder: Path, fingerprint: str, generation: int = 0) -> None:
+        """Name the folder; it is made when something is saved.
+
+        Args:
+            folder: Of this training alone.
+            fingerprint: Of the config that is trained.
+            generation: Grows with each holder; 0 where there is only one.
+        """
+        self._folder = folder
+        self._path = folder / (FILE if not generation else _file_of(generation))
+        self._generation = generation
         self._fingerprint = fingerprint
 
     def load(self) -> State | None:
-        """Return what was saved, None if nothing was.
+        """Return what was saved last, None if nothing was.
 
         Raises:
-            TrainingError: If it belongs to another config.
-            StorageError: If it cannot be read.
+            OtherCheckpointError: If it belongs to another config.
+            DamagedCheckpointError: If it cannot be understood.
+            OutageError: If it cannot be read now.
         """
-        if not self._path.exists():
+        found = _generations(self._folder)
+        if not found:
             return None
-        arrays, meta = _read(self._path)
+        path = found[max(found)]
+        arrays, meta = _read(path)
         if meta.get("fingerprint") != self._fingerprint:
-            raise TrainingError(
-                f"The checkpoint '{self._path}' belongs to the config {meta.get('fingerprint')}, "
+            raise OtherCheckpointError(
+                f"The checkpoint '{path}' belongs to the config {meta.get('fingerprint')}, "
                 f"expected {self._fingerprint}. Train this config in a folder of its own."
             )
         try:
             precision = str(meta["precision"])
             curve = _CURVE.validate_python(meta["curve"])
         except (KeyError, ValidationError) as error:
-            raise StorageError(
-                f"The checkpoint '{self._path}' holds no curve: its description is damaged. "
+            raise DamagedCheckpointError(
+                f"The checkpoint '{path}' holds no curve: its description is damaged. "
                 "Remove its folder to train from the start."
             ) from error
         return State(
@@ -113,7 +141,7 @@ class Checkpoint:
         """Keep a state in place of the one before.
 
         Raises:
-            StorageError: If the disk is full or cannot be written.
+            OutageError: If the disk is full or cannot be written.
         """
         meta = {
             "version": CHECKPOINT_VERSION,
@@ -124,7 +152,7 @@ class Checkpoint:
         arrays = {f"last_{number:04d}": array for number, array in enumerate(state.last)}
         arrays |= {f"best_{number:04d}": array for number, array in enumerate(state.best)}
         # One temporary name a process: a worker that lost its lease may still be writing.
-        partial = self._path.with_name(f".{FILE}.{os.getpid()}")
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -134,14 +162,58 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self._path)
+            for generation, path in _generations(self._folder).items():
+                if generation < self._generation:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-            raise StorageError(_cannot_write(self._path, error)) from error
+            raise OutageError(_cannot_write(self._path, error)) from error
 
     def clear(self) -> None:
-        """Forget what is kept, for a training from the start."""
-        self._path.unlink(missing_ok=True)
+        """Forget what is kept, for a training from the start.
+
+        Raises:
+            OutageError: If the disk cannot be written.
+        """
+        try:
+            for path in _generations(self._folder).values():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutageError(_cannot_write(self._path, error)) from error
+
+
+class Pace:
+    """When to save: seldom enough to cost little, often enough to lose little."""
+
+    def __init__(self, seconds: float = SAVE_SECONDS) -> None:
+        self._seconds = seconds
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time to save again; so it is at first."""
+        return time.monotonic() >= self._next
+
+    def saved(self, took_seconds: float) -> None:
+        """Note a save that has just ended."""
+        pause = min(took_seconds / SAVE_SHARE, MAX_SAVE_SECONDS)
+        self._next = time.monotonic() + max(self._seconds, pause)
+
+
+def _file_of(generation: int) -> str:
+    return f"last-{generation}.npz"
+
+
+def _generations(folder: Path) -> dict[int, Path]:
+    """Return the whole checkpoints of a folder by generation."""
+    found = {}
+    for path in folder.glob("last*.npz"):
+        text = path.name.removeprefix("last").removesuffix(".npz")
+        if not text:
+            found[0] = path
+        elif text.startswith("-") and text[1:].isdecimal():
+            found[int(text[1:])] = path
+    return found
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
@@ -170,13 +242,15 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     except MemoryError:  # this machine's want, not the file's fault
         raise
     except Exception as error:  # NumPy raises whatever a damaged file makes it stumble over
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, or gone
+            raise OutageError(f"Cannot read the checkpoint '{path}': {error}.") from error
         said = str(error).partition("\n")[0] or type(error).__name__
-        raise StorageError(
+        raise DamagedCheckpointError(
             f"Cannot read the checkpoint '{path}': {said[:200]}. Remove its folder to train from "
             "the start."
         ) from error
     if meta.get("version") != CHECKPOINT_VERSION:
-        raise StorageError(
+        raise DamagedCheckpointError(
             f"The checkpoint '{path}' has version {meta.get('version')}, expected "
             f"{CHECKPOINT_VERSION}. Remove its folder to train from the start."
         )

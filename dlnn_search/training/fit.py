@@ -22,7 +22,14 @@ from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.training.augment import augmenter
 from dlnn_search.training.average import Average
-from dlnn_search.training.checkpoint import Arrays, Checkpoint, Epoch, State
+from dlnn_search.training.checkpoint import (
+    SAVE_SECONDS,
+    Arrays,
+    Checkpoint,
+    Epoch,
+    Pace,
+    State,
+)
 from dlnn_search.training.feed import Prefetch, epoch_order
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import resolve_precision, with_precision
@@ -46,6 +53,8 @@ class Decision(enum.Enum):
     """What shall happen after an epoch."""
 
     GO_ON = enum.auto()
+    KEEP = enum.auto()
+    """Go on, but write a checkpoint first."""
     STOP = enum.auto()
     """End here, pruned or interrupted; the checkpoint is kept either way."""
 
@@ -65,7 +74,7 @@ class Fitted:
     finished: bool
 
 
-def _go_on(_: Epoch) -> Decision:
+def _go_on(_: object) -> Decision:
     return Decision.GO_ON
 
 
@@ -78,8 +87,12 @@ def fit(
     data: TrainingData,
     *,
     folder: Path | None = None,
+    generation: int = 0,
+    save_seconds: float = SAVE_SECONDS,
     threads: int | None = None,
     resume: bool = True,
+    on_begin: Callable[[tuple[Epoch, ...]], Decision] = _go_on,
+    on_kept: Callable[[int], Decision] = _go_on,
     on_epoch: Callable[[Epoch], Decision] = _go_on,
     on_progress: Callable[[int, float], None] = _ignore,
 ) -> Fitted:
@@ -90,9 +103,16 @@ def fit(
             validation split is the data's own all along, so all epochs are comparable.
         data: The splits to train on and to choose by.
         folder: Where to keep the last and the best epoch; None keeps nothing.
+        generation: Which holder of this training in this folder this is, from 1; see `Checkpoint`.
+        save_seconds: The least time between two checkpoints. The last epoch of a call has one
+            in any case.
         threads: TensorFlow's, if its runtime has not started yet; None leaves them alone.
         resume: Go on from the folder's checkpoint, else train from the start.
-        on_epoch: Called after each epoch that is trained now, when its checkpoint is on disk.
+        on_begin: Called once, with the epochs that were found in the folder.
+        on_kept: Called when a checkpoint is on disk, with the number of epochs it holds: what a
+            kill from now on cannot take away. It may stop the training, too.
+        on_epoch: Called after each epoch that is trained now, before its checkpoint, if it gets
+            one.
         on_progress: Called several times a second with the epoch and the share of it that is
             done. It may raise to abort: the exception passes through, checkpoints stay valid.
 
@@ -107,10 +127,15 @@ def fit(
     """
     set_threads(threads)
     set_deterministic(config.training.deterministic)
-    checkpoint = Checkpoint(folder, config.fingerprint()) if folder is not None else None
+    checkpoint = None
+    if folder is not None:
+        checkpoint = Checkpoint(folder, config.fingerprint(), generation)
     if checkpoint is not None and not resume:
         checkpoint.clear()
     kept = checkpoint.load() if checkpoint is not None else None
+    decision = on_begin(kept.curve if kept is not None else ())
+    if kept is not None and decision is Decision.STOP:
+        return _fitted(config, kept.curve)
     if kept is not None and len(kept.curve) >= config.training.epochs:
         return _fitted(config, kept.curve)
     if kept is not None:
@@ -123,15 +148,22 @@ def fit(
     if kept is not None:
         curve, best = kept.curve, kept.best
         run.restore(kept)
+    pace = Pace(save_seconds)
     for number in range(len(curve) + 1, config.training.epochs + 1):
         run.set_rate(curve)
         epoch = run.epoch(number)
         curve = (*curve, epoch)
-        if checkpoint is not None:
-            if _best(config, curve) is epoch:
-                best = run.weights()
+        if checkpoint is not None and _best(config, curve) is epoch:
+            best = run.weights()
+        decision = on_epoch(epoch)
+        is_last = decision is Decision.STOP or number == config.training.epochs
+        wanted = is_last or decision is Decision.KEEP or pace.is_due()
+        if checkpoint is not None and wanted:
+            began = time.monotonic()
             checkpoint.save(State(concrete.training.precision, curve, run.state(), best))
-        if on_epoch(epoch) is Decision.STOP:
+            pace.saved(time.monotonic() - began)
+            is_last |= on_kept(number) is Decision.STOP
+        if is_last:
             break
     return _fitted(config, curve)
 

@@ -170,7 +170,7 @@ class Place:
         return [state for (state,) in self.rows("SELECT state FROM dlnn_slots ORDER BY number")]
 
     def checkpoints(self) -> list[Path]:
-        return sorted(self.data.glob("checkpoints/*/*/last.npz"))
+        return sorted(self.data.glob("checkpoints/*/*/last*.npz"))
 
     def copy_to(self, folder: Path) -> Place:
         """Return a copy of the folder and its database, to change at will."""

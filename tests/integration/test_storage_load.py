@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
 from dlnn_search.report.status import study_status
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, report, tell
+from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
 from dlnn_search.storage.curves import Point, add_point, curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import find, register
@@ -61,7 +61,7 @@ def work(url: str) -> float:
         assert add_point(database, slot.id, slot.fence, Point(epoch, metrics, 0.1, 1e4))
         slots.renew(slot)
         presence.show(state="training", epoch=epoch, value=1 / epoch)
-        report(trial, 1 / epoch, epoch)
+        trial.report(1 / epoch, epoch)
         longest = max(longest, time.monotonic() - began)
     slots.settle(slot, "complete", value=0.01, best_epoch=N_EPOCHS)
     tell(trials, trial._trial_id, "complete", 0.01)

@@ -18,7 +18,6 @@ from dlnn_search.search.optuna_study import (
     SLOT_ATTRIBUTE,
     begin_trial,
     open_optuna_study,
-    report,
     tell,
 )
 from dlnn_search.storage.database import Database, open_database
@@ -85,6 +84,7 @@ def test_a_slot_is_suggested_the_same_by_whichever_worker(
 ) -> None:
     slot = claimed(slots)
     first = rate(begin_trial(trials, STUDY, slot))
+    trials.tell(0, state=TrialState.FAIL)  # else it would be adopted
     elsewhere = open_database(database.url, create=False)
     try:
         begin_trial(open_optuna_study(STUDY, elsewhere), STUDY, claimed(slots))
@@ -206,7 +206,7 @@ def test_telling_an_outcome_twice_is_harmless(
     stored: float | None,
 ) -> None:
     _, trial = begun(trials, slots)
-    report(trial, 0.5, 1)
+    trial.report(0.5, 1)
     for _ in range(2):
         tell(trials, trial._trial_id, outcome, value)  # type: ignore[arg-type]
     (frozen,) = trials.trials
@@ -228,11 +228,22 @@ def test_an_outcome_that_another_worker_tells_at_the_same_moment_is_harmless(
     assert trials.trials[0].value == 0.25
 
 
-def test_an_epoch_reported_twice_keeps_its_first_value(trials: optuna.Study, slots: Slots) -> None:
+def test_a_failure_s_kind_and_reason_stand_on_the_trial(trials: optuna.Study, slots: Slots) -> None:
     _, trial = begun(trials, slots)
-    for value, epoch in ((0.5, 1), (0.4, 2), (0.9, 2), (0.3, 3)):
-        report(trial, value, epoch)
-    assert trials.trials[0].intermediate_values == {1: 0.5, 2: 0.4, 3: 0.3}
+    for _ in range(2):
+        tell(
+            trials,
+            trial._trial_id,
+            "failed",
+            None,
+            failure="diverged",
+            reason="Diverged in epoch 2" + "!" * 1000,
+        )
+    (frozen,) = trials.trials
+    assert frozen.state == TrialState.FAIL
+    assert frozen.user_attrs["failure"] == "diverged"
+    assert frozen.user_attrs["reason"].startswith("Diverged in epoch 2!!")
+    assert len(frozen.user_attrs["reason"]) <= 300, "all of them are sent at each refresh"
 
 
 def test_a_slot_whose_study_was_deleted_in_optuna_is_refused_not_mixed_up(

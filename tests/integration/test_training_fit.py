@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from dlnn_search.data.split import Split, TrainingData
 from dlnn_search.errors import DivergedError, StorageError, TrainingError
 from dlnn_search.own_code import OwnCode, register
 from dlnn_search.training import checkpoint
+from dlnn_search.training.checkpoint import Checkpoint, State
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit
 from dlnn_search.training.optimizer import make_optimizer
 
@@ -154,17 +156,25 @@ sys.path.insert(0, {here!r})
 from test_training_fit import CNN, DATA, config_of
 from dlnn_search.training.fit import Decision, fit
 config = config_of(CNN, epochs=100_000, deterministic=True)
-def on_epoch(epoch):
-    print(epoch.epoch, flush=True)
+def on_kept(epochs):
+    print(epochs, flush=True)
     return Decision.GO_ON
-fit(config, DATA, folder=Path({folder!r}), on_epoch=on_epoch)
+fit(
+    config, DATA, folder=Path({folder!r}), generation={generation}, save_seconds={seconds},
+    on_kept=on_kept,
+)
 """
 
 
-def test_a_training_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.3], ids=["each epoch", "some epochs"])
+def test_a_training_killed_at_any_moment_goes_on_bit_for_bit(
+    tmp_path: Path, seconds: float
+) -> None:
     here, reached = str(Path(__file__).parent), 0
-    command = [sys.executable, "-c", TRAIN.format(here=here, folder=str(tmp_path))]
-    for _ in range(2):
+    kept, whole_folder = tmp_path / "killed", tmp_path / "whole"
+    for generation in (1, 2):
+        script = TRAIN.format(here=here, folder=str(kept), generation=generation, seconds=seconds)
+        command = [sys.executable, "-c", script]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert child.stdout is not None
         for _ in range(3):
@@ -173,10 +183,109 @@ def test_a_training_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> 
         child.send_signal(signal.SIGKILL)
         child.communicate()
     config = config_of(CNN, epochs=100_000, deterministic=True)
-    resumed = fit(config, DATA, folder=tmp_path, on_epoch=lambda _: Decision.STOP)
+    resumed = fit(config, DATA, folder=kept, generation=3, on_epoch=lambda _: Decision.STOP)
     assert len(resumed.curve) > reached >= 6
-    whole = fit(config, DATA, on_epoch=stop_after(len(resumed.curve)))
+    stop = stop_after(len(resumed.curve))
+    whole = fit(config, DATA, folder=whole_folder, on_epoch=stop)
     assert curve_of(resumed.curve) == curve_of(whole.curve)
+    states = [Checkpoint(folder, config.fingerprint()).load() for folder in (kept, whole_folder)]
+    assert_equal_states(*states)
+
+
+def assert_equal_states(first: State | None, second: State | None) -> None:
+    """Weights, optimiser, seeds and the best epoch's weights, bit for bit."""
+    assert first is not None and second is not None
+    for ours, theirs in ((first.last, second.last), (first.best, second.best)):
+        assert len(ours) == len(theirs) > 0
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def kept_epochs(folder: Path, **how: Any) -> list[int]:
+    """Train, and return after which epochs a checkpoint was written."""
+    kept: list[int] = []
+
+    def on_kept(epochs: int) -> Decision:
+        kept.append(epochs)
+        return Decision.GO_ON
+
+    fit(config_of(epochs=20), DATA, folder=folder, on_kept=on_kept, **how)
+    return kept
+
+
+def test_checkpoints_are_written_now_and_then_where_wanted_and_at_the_end(tmp_path: Path) -> None:
+    assert kept_epochs(tmp_path / "seldom", save_seconds=3600) == [1, 20]
+    stopped = kept_epochs(tmp_path / "stopped", save_seconds=3600, on_epoch=stop_after(7))
+    assert stopped == [1, 7]
+
+    def keep(epoch: Epoch) -> Decision:
+        return Decision.KEEP if epoch.epoch in (5, 9) else Decision.GO_ON
+
+    wanted = kept_epochs(tmp_path / "wanted", save_seconds=3600, on_epoch=keep)
+    assert wanted == [1, 5, 9, 20]
+
+
+def test_a_training_may_be_stopped_when_its_checkpoint_is_written(tmp_path: Path) -> None:
+    fitted = fit(
+        config_of(epochs=20),
+        DATA,
+        folder=tmp_path,
+        on_epoch=lambda _: Decision.KEEP,
+        on_kept=lambda epochs: Decision.STOP if epochs == 4 else Decision.GO_ON,
+    )
+    assert len(fitted.curve) == 4 and not fitted.finished
+
+
+def test_saving_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pace = checkpoint.Pace(seconds=2)
+    assert pace.is_due()
+    pace.saved(took_seconds=0.001)
+    now += 1.9
+    assert not pace.is_due()
+    now += 0.2
+    assert pace.is_due()
+    pace.saved(took_seconds=1.0)
+    now += 19
+    assert not pace.is_due(), "a large model's checkpoint may take a twentieth of the time"
+    now += 2
+    assert pace.is_due()
+    pace.saved(took_seconds=100)
+    now += 61
+    assert pace.is_due(), "a kill costs a minute at most"
+
+
+def test_a_holder_that_lost_its_training_overwrites_nothing(tmp_path: Path) -> None:
+    config = config_of(epochs=6, deterministic=True)
+    woken: list[int] = []
+
+    def freeze(epoch: Epoch) -> Decision:
+        if epoch.epoch == 3:  # frozen here; meanwhile the second holder trains to its end
+            fit(config, DATA, folder=tmp_path, generation=2, save_seconds=0)
+            woken.append(epoch.epoch)
+        return Decision.GO_ON
+
+    fit(config, DATA, folder=tmp_path, generation=1, save_seconds=0, on_epoch=freeze)
+    assert woken == [3]
+    found: list[int] = []
+
+    def begin(curve: tuple[Epoch, ...]) -> Decision:
+        found.append(len(curve))
+        return Decision.GO_ON
+
+    again = fit(config, DATA, folder=tmp_path, generation=3, on_begin=begin)
+    assert again.finished and found == [6]
+    whole = fit(config, DATA, folder=tmp_path / "whole")
+    assert curve_of(again.curve) == curve_of(whole.curve)
+
+
+def test_a_training_that_shall_not_begin_returns_what_was_kept(tmp_path: Path) -> None:
+    fit(config_of(), DATA, folder=tmp_path, on_epoch=stop_after(2))
+    fitted = fit(config_of(), DATA, folder=tmp_path, on_begin=lambda _: Decision.STOP)
+    assert [epoch.epoch for epoch in fitted.curve] == [1, 2]
+    assert not fitted.finished
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:

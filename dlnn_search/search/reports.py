@@ -1,0 +1,94 @@
+"""What Optuna is told of a trial's curve: some of its epochs, always equal to it.
+
+A study's page in optuna-dashboard is sent whole at each refresh, and every suggestion reads the
+reports of all trials. So Optuna gets about `MAX_REPORTS` epochs of a trial; our own tables have
+them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import optuna
+
+from dlnn_search.metrics import DIRECTIONS
+
+#: Reports of one trial: rungs, evenly spread epochs, the last and the best.
+MAX_REPORTS = 20
+
+
+def epochs_to_report(epochs: int, rungs: Sequence[int]) -> frozenset[int]:
+    """Return which of a trial's epochs Optuna is told as they come: at most `MAX_REPORTS` - 1.
+
+    The first, the rungs, evenly spread ones, the last; the best is known at the end alone.
+    """
+    wanted = {1, epochs, *rungs}
+    spread = max(1, MAX_REPORTS - 1 - len(wanted))
+    step = max(1, math.ceil(epochs / spread))
+    return frozenset(wanted | set(range(step, epochs + 1, step)))
+
+
+class Reports:
+    """The reported values of one trial, held equal to its curve."""
+
+    def __init__(
+        self,
+        optuna_study: optuna.Study,
+        trial_id: int,
+        *,
+        metric: str,
+        epochs: int,
+        rungs: Sequence[int],
+    ) -> None:
+        self._storage = optuna_study._storage
+        self._trial_id = trial_id
+        self._sign = 1 if DIRECTIONS[metric] == "minimize" else -1
+        self._due = epochs_to_report(epochs, rungs)
+        #: What Optuna has.
+        self._told: dict[int, float] = {}
+        self._is_new = True
+
+    def begin(self, values: Mapping[int, float], *, is_new: bool) -> None:
+        """Make Optuna's values those of the curve that the trial goes on from.
+
+        Args:
+            values: The metric by epoch; empty where the trial starts (over).
+            is_new: Whether nobody can have reported anything of it yet.
+        """
+        self._is_new = is_new
+        if not is_new:
+            self._told = dict(self._storage.get_trial(self._trial_id).intermediate_values)
+        for epoch in sorted({*self._told, *(self._due & set(values))}):
+            # Optuna's interface takes no value back: NaN stands where an epoch is not (yet) again.
+            self._set(epoch, values.get(epoch, math.nan))
+
+    def tell(self, values: Mapping[int, float]) -> None:
+        """Report those of the epochs that are due.
+
+        Args:
+            values: The metric by epoch, of epochs that are stored in our own tables.
+        """
+        for epoch, value in values.items():
+            if epoch in self._due or epoch in self._told:
+                self._set(epoch, value)
+
+    def end(self, values: Mapping[int, float]) -> None:
+        """Add the last and the best epoch, and mend what a former holder may have written.
+
+        Args:
+            values: The metric of all epochs.
+        """
+        if not values:
+            return
+        best = min(values, key=lambda epoch: (self._sign * values[epoch], epoch))
+        self.begin(values, is_new=self._is_new)
+        for epoch in sorted({best, max(values)}):
+            self._set(epoch, values[epoch])
+
+    def _set(self, epoch: int, value: float) -> None:
+        known = self._told.get(epoch)
+        if known is not None and (known == value or (math.isnan(known) and math.isnan(value))):
+            return
+        self._storage.set_trial_intermediate_value(self._trial_id, epoch, value)
+        self._told[epoch] = value
