@@ -78,7 +78,7 @@ app = typer.Typer(
     help="Search hyperparameters of Keras models; every worker shares one study in a database.",
 )
 app.add_typer(cli_data.app, name="data", help="Data sets: list, prepare, import, preview.")
-app.add_typer(cli_storage.app, name="storage", help="The trials database: upgrade it.")
+app.add_typer(cli_storage.app, name="storage", help="The trials database: back up, restore, move.")
 # In the order of a search's life: the help lists them so.
 for command in (
     cli_search.studies,

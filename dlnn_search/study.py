@@ -104,6 +104,7 @@ class Study:
         epochs: What the space's configs train for that name no epochs themselves.
         minimize: A metric of the validation split; or `maximize`, exactly one of both.
         trials: The budget, unless `--trials` says otherwise.
+        keep_checkpoints: So many of the best trials keep their weights on disk.
         quick: The small version, which is a study of its own in the database.
         load: Makes the pictures of an `OwnData` from its options.
         build: Makes the Keras model of an `OwnModel` from its options, the pictures' (height,
@@ -126,6 +127,7 @@ class Study:
     sampler: Sampler = field(default_factory=Tpe)
     pruner: Halving | None = None
     trials: int = 50
+    keep_checkpoints: int = 3
     quick: Quick | None = None
     load: Loader | None = None
     build: Builder | None = None
@@ -155,6 +157,10 @@ class Study:
             )
         if self.trials < 1:
             raise StudyError(f"Expected a budget of at least 1 trial, got trials={self.trials}.")
+        if self.keep_checkpoints < 0:
+            raise StudyError(
+                f"Expected 0 checkpoints or more, got keep_checkpoints={self.keep_checkpoints}."
+            )
         for name, function in (("load", self.load), ("build", self.build)):
             # A lambda's code would stand in the `study = ...` statement, which no hash covers.
             lacks_name = not isinstance(function, FunctionType) or function.__name__ == "<lambda>"

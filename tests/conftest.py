@@ -76,6 +76,19 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     drop_postgresql_database(server, url)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A second empty database of each kind, to copy a study to."""
+    if request.param == "sqlite":
+        (tmp_path / "other").mkdir()
+        yield f"sqlite:///{tmp_path / 'other' / 'dlnn.db'}"
+        return
+    server = request.getfixturevalue("postgresql")
+    url = create_postgresql_database(server)
+    yield url
+    drop_postgresql_database(server, url)
+
+
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "dlnn.db"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,11 +302,6 @@ def _clear_what_is_damaged(folder: Path, fingerprint: str, *, is_new: bool) -> s
 def checkpoint_folder(database: Database, study_name: str, slot_number: int) -> Path:
     """Return the folder of a slot's checkpoints."""
     return database.files / "checkpoints" / study_name / str(slot_number)
-
-
-def remove_checkpoints(database: Database, study_name: str, slot_number: int) -> None:
-    """Remove a settled slot's checkpoints: its config can be trained again from the database."""
-    shutil.rmtree(checkpoint_folder(database, study_name, slot_number), ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=4)

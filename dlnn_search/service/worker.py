@@ -12,10 +12,11 @@ from types import FrameType
 import optuna
 
 from dlnn_search.errors import DlnnSearchError, StudyError
-from dlnn_search.search.objective import Objective, Verdict, remove_checkpoints
+from dlnn_search.search.objective import Objective, Verdict
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
 from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.note import write_note
+from dlnn_search.storage.artifacts import settle_checkpoint
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.presence import Presence
@@ -185,7 +186,7 @@ def _run_slot(
             reason=verdict.reason,
         )
     slots.mark_told(slot.id)
-    remove_checkpoints(database, study.name, slot.number)
+    settle_checkpoint(database, slot.id, study.keep_checkpoints)
     return verdict
 
 

@@ -59,6 +59,7 @@ def register(database: Database, name: str, definition: dict[str, Any]) -> Store
             table.insert().values(name=name, definition=definition, created_at=now())
         )
     stored = find(database, name)
+    _check_not_moved(database, stored)
     differences = _differences(stored.definition, definition)
     if differences and not _has_trials(database, stored.id):
         # A study that has not begun may be mended, for example after its data were not found.
@@ -98,6 +99,17 @@ def all_studies(database: Database) -> Sequence[StoredStudy]:
     with database.transaction() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.id)).all()
     return [StoredStudy(row.id, row.name, row.definition) for row in rows]
+
+
+def _check_not_moved(database: Database, study: StoredStudy) -> None:
+    with database.transaction() as connection:
+        moved_to = connection.scalar(sa.select(table.c.moved_to).where(table.c.id == study.id))
+    if moved_to is not None:
+        raise StudyError(
+            f"The study '{study.name}' was moved from {database.shown} to {moved_to}, where it "
+            "goes on; here it is kept to look at. Search there: --storage URL (see "
+            "storage/README.md on how to move it back)."
+        )
 
 
 def _has_trials(database: Database, study_id: int) -> bool:

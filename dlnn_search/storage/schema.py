@@ -55,6 +55,7 @@ studies = Table(
     Column("active_since", Float),
     # Whether a config that was trained already has that result, or is trained again (0).
     Column("reuse", Integer, nullable=False, server_default="1"),
+    Column("moved_to", Text),  # the database that goes on with it; nobody searches it here
     Column("parent", String(128)),  # the study whose best trials this one trains again
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from contextlib import suppress
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from dlnn_search.errors import StorageError
+
+log = logging.getLogger(__name__)
 
 #: Longest wait for another writer; a write holds SQLite's lock for milliseconds.
 BUSY_SECONDS = 60
@@ -66,11 +70,37 @@ def look_for_file(url: str, *, create: bool) -> None:
         )
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if (kind := network_file_system(path)) is not None:
+            log.warning(
+                "The database '%s' lies on a network file system (%s), where SQLite's locks do not "
+                "hold: with workers on several machines it gets damaged. Use PostgreSQL for "
+                "several machines, or a local disk for one.",
+                path,
+                kind,
+            )
     elif not path.exists():
         raise StorageError(
             f"There is no database at '{path}'. Begin a search in this folder with "
             "'dlnn-search start STUDY', or name another database with --storage."
         )
+
+
+#: Where locks between machines are missing or not to be trusted (sqlite.org/howtocorrupt.html).
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "lustre"})
+
+
+def network_file_system(path: Path) -> str | None:
+    """Return the kind of network file system that a file lies on; None where it is on none."""
+    try:
+        partitions = psutil.disk_partitions(all=True)
+    except OSError:
+        return None
+    real = path.resolve()
+    mounts = {Path(each.mountpoint): each.fstype for each in partitions}
+    for folder in (real, *real.parents):
+        if folder in mounts:
+            return mounts[folder] if mounts[folder] in _NETWORK else None
+    return None
 
 
 def file_identity(url: str) -> FileIdentity | None:

@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("wall_used_seconds", sa.Float, nullable=False, server_default="0"),
         sa.Column("active_since", sa.Float),
         sa.Column("reuse", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("moved_to", sa.Text),
         sa.Column("parent", sa.String(128)),
     ):
         op.add_column("dlnn_studies", column)
