@@ -32,7 +32,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 @dataclass(frozen=True)
 class Tpe:
-    """Tree-structured Parzen estimator, Optuna's default.
+    """Tree-structured Parzen estimator, Optuna's own default.
 
     Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011.
     """
@@ -103,6 +103,7 @@ class Study:
         data: What the space's configs use that name no data themselves.
         epochs: What the space's configs train for that name no epochs themselves.
         minimize: A metric of the validation split; or `maximize`, exactly one of both.
+        sampler: What suggests trials, unless `--sampler` says otherwise.
         trials: The budget, unless `--trials` says otherwise.
         keep_checkpoints: So many of the best trials keep their weights on disk.
         quick: The small version, which is a study of its own in the database.
@@ -124,7 +125,7 @@ class Study:
     epochs: int | None = None
     minimize: str | None = None
     maximize: str | None = None
-    sampler: Sampler = field(default_factory=Tpe)
+    sampler: Sampler = field(default_factory=CoarseToFine)
     pruner: Halving | None = None
     trials: int = 50
     keep_checkpoints: int = 3

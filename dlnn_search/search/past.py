@@ -139,6 +139,7 @@ def _finished(trial: FrozenTrial) -> tuple[datetime, int]:
 
 def _tells_something(trial: FrozenTrial) -> bool:
     """Whether a trial's end has to do with its parameters: killed workers say nothing of them."""
-    if trial.state != TrialState.FAIL:
-        return True
-    return bool(trial.params) and trial.user_attrs.get("failure") not in ("lost", "bug")
+    failed_by_itself = trial.state == TrialState.FAIL and (
+        trial.user_attrs.get("failure") in ("lost", "bug")
+    )
+    return bool(trial.params) and not failed_by_itself

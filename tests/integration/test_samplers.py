@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import optuna
 import pytest
+from typer.testing import CliRunner, Result
 
 from dlnn_search import CoarseToFine
+from dlnn_search.cli import app
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import UsageError
 from dlnn_search.report.regions import narrowing_figure, narrowing_of
@@ -64,7 +68,7 @@ def work(url: str, n_trials: int, worker: str = "w") -> None:
             slots.begin(slot, trial._trial_id, trial.number)
             rate = STUDY.config(trial).training.learning_rate
             assert rate is not None
-            loss = abs(rate - 1e-3) / 1e-3 + 0.1 * trial.params["layers"]
+            loss = abs(math.log10(rate) + 3) + 0.5 * trial.params["layers"]
             slots.settle(slot, "complete", value=loss)
             tell(trials, trial._trial_id, "complete", loss)
             slots.mark_told(slot.id)
@@ -143,6 +147,51 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError, match=r"needs PyTorch.*pip install 'dlnn-search\[gp\]'"):
         check_libraries(Gp())
     check_libraries(Tpe())
+
+
+def regions_printed(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["regions", *map(str, arguments)])
+
+
+def test_regions_are_shown_as_a_table_and_a_page(sqlite_database: Database, tmp_path: Path) -> None:
+    made(sqlite_database, 20)
+    page = tmp_path / "regions.html"
+    storage = ("--storage", sqlite_database.url)
+    assert "no finished trial yet" in regions_printed("some-study", *storage).output
+    work(sqlite_database.url, 20)
+    shown = regions_printed("some-study", "-o", page, *storage)
+    assert shown.exit_code == 0, shown.output
+    for words in ("declared", "stage 2", "from trial 8", "stage 3", "1e-05 to 0.1, log", "relu"):
+        assert words in shown.output
+    assert "layers: the best value, 1, lies at the lower end of its range, 1 to 3" in shown.output
+    assert "How the space of some-study narrowed" in page.read_text()
+
+
+def test_regions_of_a_study_that_another_sampler_searched_are_the_whole_space(
+    sqlite_database: Database,
+) -> None:
+    made(sqlite_database, 12)
+    choose_sampler(open_optuna_study(STUDY, sqlite_database), "random")
+    work(sqlite_database.url, 12)
+    shown = regions_printed("some-study", "--storage", sqlite_database.url)
+    assert "the whole space is open" in shown.output and "stage 2" not in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (("some-stdy",), "Did you mean 'some-study'", 2),
+        (("some-study", "-o", "regions.txt"), "name of an HTML page", 2),
+        (("some-study", "-o", "/no/such/folder/regions.html"), "Cannot write", 5),
+    ],
+)
+def test_regions_that_cannot_be_shown_say_why(
+    sqlite_database: Database, arguments: tuple[str, ...], words: str, code: int
+) -> None:
+    made(sqlite_database, 1)
+    work(sqlite_database.url, 1)
+    shown = regions_printed(*arguments, "--storage", sqlite_database.url)
+    assert (shown.exit_code, words in shown.output) == (code, True), shown.output
 
 
 def test_the_picture_shows_every_parameter_with_its_stages(sqlite_database: Database) -> None:

@@ -10,11 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlnn_search import CoarseToFine
 from dlnn_search.config import Config, FashionMnist, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError, StudyError
 from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.search.optuna_study import example_config, make_sampler
-from dlnn_search.study import Halving, Quick, RandomSearch, Study, Tpe, is_better
+from dlnn_search.study import (
+    CmaEs,
+    Halving,
+    Qmc,
+    Quick,
+    RandomSearch,
+    Study,
+    Tpe,
+    is_better,
+)
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -160,6 +170,21 @@ def test_slots_have_seeds_of_their_own_and_workers_have_not() -> None:
 def test_samplers_are_those_that_the_study_describes() -> None:
     assert isinstance(make_sampler(RandomSearch(), "s", 0), optuna.samplers.RandomSampler)
     assert isinstance(make_sampler(Tpe(), "s", 0), optuna.samplers.TPESampler)
+    assert isinstance(make_sampler(CmaEs(), "s", 0), optuna.samplers.CmaEsSampler)
+    assert isinstance(make_sampler(Qmc(), "s", 0), optuna.samplers.QMCSampler)
+
+
+def test_coarse_to_fine_draws_by_study_and_trial_number_unless_it_has_a_seed() -> None:
+    first, second = (make_sampler(CoarseToFine((5,)), study, 3) for study in ("s", "t"))
+    assert isinstance(first, CoarseToFine) and isinstance(second, CoarseToFine)
+    assert first.stages == (5,) and first.seed != second.seed
+    seeded = make_sampler(CoarseToFine(seed=7), "s", 3)
+    assert isinstance(seeded, CoarseToFine) and seeded.seed == 7
+
+
+def test_a_sampler_of_optunas_is_no_description_of_one() -> None:
+    with pytest.raises(StudyError, match=r"one of CoarseToFine\(\), Tpe\(\), .* got <optuna"):
+        a_study(sampler=optuna.samplers.RandomSampler())
 
 
 numbers = st.floats(allow_nan=False)
