@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from dlnn_search import (
     __version__,
+    cli_control,
     cli_data,
     cli_insight,
     cli_regions,
@@ -83,6 +84,11 @@ app.add_typer(cli_storage.app, name="storage", help="The trials database: back u
 for command in (
     cli_search.studies,
     cli_search.start,
+    cli_control.status,
+    cli_control.pause,
+    cli_control.resume,
+    cli_control.stop,
+    cli_control.logs,
     cli_results.trials,
     cli_results.best,
     cli_regions.regions,

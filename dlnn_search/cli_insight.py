@@ -148,7 +148,7 @@ def retune(
 def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: str) -> bool:
     """Train a linked study's trials, and return whether that came to its end."""
     from dlnn_search.report.live import LiveView
-    from dlnn_search.service.start import start
+    from dlnn_search.service.start import Wishes, start
 
     if n_workers < 0:
         raise UsageError(f"Expected 0 workers or more, got --workers {n_workers}.")
@@ -164,11 +164,10 @@ def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: 
         planned.study,
         arguments,
         url,
-        n_workers=n_workers,
-        n_trials=None,
-        timeout_seconds=None,
+        Wishes(n_workers=n_workers),
         view=lambda status: LiveView(console, status),
-    ).ended_by_itself
+        say=lambda message: console.print(message, markup=False, soft_wrap=True),
+    ).by_itself
 
 
 def importance(study: StudyArgument, storage: StorageOption = None) -> None:

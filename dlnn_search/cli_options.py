@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,6 +69,55 @@ def parse_duration(text: str) -> float:
     if seconds > MAX_SECONDS:
         raise UsageError(f"Expected a time of at most 100 years, got '{text}'.")
     return seconds
+
+
+def limit_seconds(text: str | None) -> float | None:
+    """Return a limit of time in seconds; infinite for `none`, None where it is not given."""
+    if text is None or _is_none(text):
+        return None if text is None else math.inf
+    return parse_duration(text)
+
+
+def limit_hours(text: str | None) -> float | None:
+    """Return a limit in seconds of `20`, `1.5` or `90m`; infinite for `none`.
+
+    Raises:
+        UsageError: If it is no number of hours above 0.
+    """
+    if text is None or _is_none(text):
+        return None if text is None else math.inf
+    try:
+        hours = float(text)
+    except ValueError:
+        return parse_duration(text)
+    if not 0 < hours < math.inf:
+        raise UsageError(f"Expected a number of hours above 0, such as 20, got '{text}'.")
+    return hours * SECONDS["h"]
+
+
+def limit_moment(text: str | None) -> float | None:
+    """Return the seconds since 1970 of a moment by this machine's clock; infinite for `none`.
+
+    Raises:
+        UsageError: If it is no date and time, or over.
+    """
+    if text is None or _is_none(text):
+        return None if text is None else math.inf
+    try:
+        moment = datetime.fromisoformat(text.strip()).timestamp()  # without a zone: local time
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"Expected a date and time such as 2026-12-01T08:00 (of this machine's clock), "
+            f"got '{text}'."
+        ) from None
+    if moment <= time.time():
+        now = datetime.now().isoformat(timespec="minutes")
+        raise UsageError(f"Expected a moment to come; '{text}' is over, it is {now} now.")
+    return moment
+
+
+def _is_none(text: str) -> bool:
+    return text.strip().lower() == "none"
 
 
 def database_url_of(storage: str | None) -> str:

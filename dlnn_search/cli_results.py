@@ -104,7 +104,8 @@ def evaluate(
     import os
 
     from dlnn_search.named_configs import find_config
-    from dlnn_search.service.supervisor import threads_per_worker, worker_environment
+    from dlnn_search.service.gpus import worker_environment
+    from dlnn_search.service.machine import usable_cores
     from dlnn_search.storage.database import open_database
     from dlnn_search.study_files import bring_code
     from dlnn_search.training.quiet import import_tensorflow
@@ -113,7 +114,7 @@ def evaluate(
         raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
     read = bring_code(find_config(config), config, study)
     folder = output or Path(config).with_name(f"{Path(config).stem}-test")
-    for name, value in worker_environment(threads_per_worker(1)).items():
+    for name, value in worker_environment(usable_cores()).items():
         os.environ.setdefault(name, value)
     database = open_database(database_url_of(storage), create=True)
     try:
@@ -142,7 +143,8 @@ def crossvalidate(
     import os
 
     from dlnn_search.named_configs import find_config
-    from dlnn_search.service.supervisor import threads_per_worker, worker_environment
+    from dlnn_search.service.gpus import worker_environment
+    from dlnn_search.service.machine import usable_cores
     from dlnn_search.storage.database import files_folder
     from dlnn_search.study_files import bring_code
     from dlnn_search.training.quiet import import_tensorflow
@@ -151,7 +153,7 @@ def crossvalidate(
         raise UsageError(f"Expected 2 to {MAX_FOLDS} folds, got --folds {folds}.")
     read = bring_code(find_config(config), config, study)
     files = files_folder(database_url_of(storage))
-    for name, value in worker_environment(threads_per_worker(1)).items():
+    for name, value in worker_environment(usable_cores()).items():
         os.environ.setdefault(name, value)
     import_tensorflow()
     from dlnn_search.report.crossvalidation import print_crossvalidation

@@ -10,6 +10,9 @@ from dlnn_search.cli_options import (
     StorageOption,
     StudyOfConfigOption,
     database_url_of,
+    limit_hours,
+    limit_moment,
+    limit_seconds,
     make_console,
     parse_duration,
     storage_words,
@@ -17,6 +20,10 @@ from dlnn_search.cli_options import (
 from dlnn_search.errors import StudyError, UsageError
 
 EXIT_INTERRUPTED = 130
+
+StudyOrFile = Annotated[
+    str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
+]
 
 
 def studies(storage: StorageOption = None) -> None:
@@ -31,19 +38,63 @@ def studies(storage: StorageOption = None) -> None:
 
 
 def start(
-    study: Annotated[
-        str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
-    ],
+    study: StudyOrFile,
     workers: Annotated[
-        int, typer.Option("--workers", help="Worker processes; 0: others join by 'worker'.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--workers",
+            help="Worker processes; else one a GPU, or one. 0: others join by 'worker'.",
+        ),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option("--gpus", metavar="0,1", help="GPUs to train on, or 'none'; else all."),
+    ] = None,
+    workers_per_gpu: Annotated[
+        int | None,
+        typer.Option("--workers-per-gpu", help="Workers that share each GPU and its memory."),
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option("--trials", help="Budget in all; else as before, at first the study's own."),
     ] = None,
+    wall_time: Annotated[
+        str | None,
+        typer.Option(
+            "--wall-time",
+            metavar="TIME",
+            help="Budget of time in which trials are trained, e.g. 8h; 'none' takes it away.",
+        ),
+    ] = None,
+    worker_hours: Annotated[
+        str | None,
+        typer.Option(
+            "--worker-hours", metavar="HOURS", help="The same, added up over workers, e.g. 20."
+        ),
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            "--deadline", metavar="WHEN", help="Budget until then, e.g. 2026-12-01T08:00, here."
+        ),
+    ] = None,
     timeout: Annotated[
         str | None,
-        typer.Option("--timeout", metavar="TIME", help="Stop after that, e.g. 45s, 30m, 2h, 1.5d."),
+        typer.Option("--timeout", metavar="TIME", help="Stop this start's workers after that."),
+    ] = None,
+    lease: Annotated[
+        str | None,
+        typer.Option(
+            "--lease", metavar="TIME", help="A worker without progress loses its trial; else 120s."
+        ),
+    ] = None,
+    retrain: Annotated[
+        bool | None,
+        typer.Option(
+            "--retrain/--reuse",
+            help="Train a config again that was trained already, or reuse its result (default).",
+            show_default=False,
+        ),
     ] = None,
     sampler: Annotated[
         str | None,
@@ -58,77 +109,158 @@ def start(
     quick: Annotated[
         bool, typer.Option("--quick", help="The small version: minutes on two cores.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Search in the background, and return.")
+    ] = False,
     code: StudyOfConfigOption = None,
+    in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
     from dlnn_search.report.live import LiveView
+    from dlnn_search.report.tables import print_detached, print_end, print_ready
     from dlnn_search.service.linked import find_study, is_linked_name
+    from dlnn_search.service.start import Detached, Wishes, start_detached
     from dlnn_search.service.start import start as run
+    from dlnn_search.storage.budget import Budget
 
     console = make_console()
-    seconds = None if timeout is None else parse_duration(timeout)
-    url = database_url_of(storage)
-    loaded = find_study(study, url, quick=quick, study_file=code)
     if trials is not None and is_linked_name(study):
         parent, _, kind = study.rpartition("-")
         raise UsageError(
             f"The budget of '{study}' is what 'dlnn-search {kind} {parent}' gives it: "
             "expected no --trials."
         )
-    started = run(
-        loaded,
-        [study, *(["--quick"] if quick else []), *(["--study", code] if code else [])],
-        url,
+    wishes = Wishes(
         n_workers=workers,
-        n_trials=trials,
-        timeout_seconds=seconds,
+        gpus=gpus,
+        workers_per_gpu=workers_per_gpu,
+        budget=Budget(
+            trials=trials,
+            wall_seconds=limit_seconds(wall_time),
+            worker_seconds=limit_hours(worker_hours),
+            deadline_at=limit_moment(deadline),
+        ),
+        lease_seconds=None if lease is None else parse_duration(lease),
+        reuse=None if retrain is None else not retrain,
         sampler=sampler,
-        view=lambda status: LiveView(console, status),
+        timeout_seconds=None if timeout is None else parse_duration(timeout),
     )
-    from dlnn_search.report.tables import print_end, print_ready
+    given = {
+        "--workers": workers,
+        "--gpus": gpus,
+        "--workers-per-gpu": workers_per_gpu,
+        "--timeout": timeout,
+    }
+    options = [
+        text for name, value in given.items() if value is not None for text in (name, str(value))
+    ]
+    url, where = database_url_of(storage), storage_words(storage)
+    loaded = find_study(study, url, quick=quick, study_file=code)
+    arguments = [
+        study,
+        *(["--quick"] if quick else []),
+        *(["--study", code] if code else []),
+    ]
 
+    def say(message: str) -> None:
+        console.print(message, markup=False, soft_wrap=True)
+
+    if detach and not in_background:
+        started = start_detached(loaded, arguments, options, url, wishes, say=say)
+        if isinstance(started, Detached):
+            print_detached(console, loaded.name, started, where)
+            return
+    else:
+        started = run(
+            loaded,
+            arguments,
+            url,
+            wishes,
+            view=lambda status: LiveView(console, status, in_background=in_background),
+            say=say,
+            in_background=in_background,
+        )
     if workers == 0 and started.status.n_done < started.status.budget:
-        joined = f"dlnn-search worker {study}{' --quick' if quick else ''}"
-        print_ready(console, started.status, joined, storage_words(storage))
+        print_ready(console, started.status, " ".join(["dlnn-search worker", *arguments]), where)
         return
-    again = f"dlnn-search start {study}{' --quick' if quick else ''} --workers {workers}"
+    keep = options[: options.index("--timeout")] if "--timeout" in options else options
+    again = " ".join(["dlnn-search start", *arguments, *keep])
     with_code = f" --study {code or study}" if loaded.load or loaded.build else ""
-    print_end(console, started.status, again, storage_words(storage), with_code)
-    if not started.ended_by_itself:
+    print_end(console, started.status, again, where, with_code)
+    if not started.by_itself:
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def worker(
-    study: Annotated[
-        str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
-    ],
+    study: StudyOrFile,
     storage: StorageOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="The study's small version.")] = False,
-    name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", help="TensorFlow's threads; else all cores.")
     ] = None,
+    gpu: Annotated[
+        int | None,
+        typer.Option("--gpu", help="The GPU to train on, as nvidia-smi counts; else the first."),
+    ] = None,
+    gpu_memory: Annotated[
+        int | None,
+        typer.Option("--gpu-memory", metavar="MIB", help="The most to take of the GPU's memory."),
+    ] = None,
     code: StudyOfConfigOption = None,
+    name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
+    log: Annotated[str | None, typer.Option("--log", hidden=True)] = None,
+    supervisor: Annotated[str | None, typer.Option("--supervisor", hidden=True)] = None,
+    n_workers: Annotated[int, typer.Option("--n-workers", hidden=True)] = 1,
 ) -> None:
     """Join a study with one worker, from any machine."""
     import logging
+    import os
 
     from dlnn_search.secret import hide_in_logs
+    from dlnn_search.service.gpus import gpu_environment, worker_environment
     from dlnn_search.service.linked import find_study
-    from dlnn_search.service.worker import run_worker
+    from dlnn_search.service.machine import usable_cores
     from dlnn_search.storage.database import open_database
-    from dlnn_search.training.quiet import import_tensorflow
 
-    if threads is not None and threads < 1:
-        raise UsageError(f"Expected at least 1 thread, got --threads {threads}.")
+    for option, value in (("--threads", threads), ("--gpu-memory", gpu_memory)):
+        if value is not None and value < 1:
+            raise UsageError(f"Expected at least 1, got {option} {value}.")
+    if gpu is not None and gpu < 0:
+        raise UsageError(f"Expected a GPU's number, from 0 on, got --gpu {gpu}.")
+    if gpu_memory is not None and gpu is None:
+        raise UsageError("Expected --gpu N with --gpu-memory: which GPU's?")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     hide_in_logs()
     url = database_url_of(storage)
     loaded = find_study(study, url, quick=quick, study_file=code)
+    threads = threads or usable_cores()
+    # Before TensorFlow is imported: later it heeds none of these.
+    os.environ.update({**worker_environment(threads), **gpu_environment(gpu)})
     database = open_database(url, create=False)
-    import_tensorflow()
     try:
-        exit_code = run_worker(loaded, database, name=name, threads=threads)
+        from dlnn_search.service.memory import MemoryWatch, share_bytes
+        from dlnn_search.service.worker import run_worker
+
+        def prepare() -> None:
+            from dlnn_search.training.quiet import import_tensorflow
+
+            import_tensorflow()
+            if gpu is not None:
+                from dlnn_search.training.runtime import use_gpu
+
+                use_gpu(gpu, gpu_memory)
+
+        exit_code = run_worker(
+            loaded,
+            database,
+            name=name,
+            prepare=prepare,
+            memory=MemoryWatch(share_bytes(n_workers)),
+            gpu=None if gpu is None else str(gpu),
+            threads=threads,
+            log=log,
+            supervisor=supervisor,
+        )
     finally:
         database.close()
     raise typer.Exit(exit_code)

@@ -90,7 +90,11 @@ def curriculum_recipe(data: Clocks, azimuth_spread: float) -> Recipe:
         title=title,
         bytes_needed=n * (data.image_size**2 + 2),
         write=write,
-        about={**_about(data, "curriculum"), "drawing": drawing},
+        about={
+            **_about(data, "curriculum"),
+            "drawing": drawing,
+            "renderer": RENDERER_VERSION,
+        },
     )
 
 
@@ -125,7 +129,12 @@ def _rendered_recipe(data: Clocks) -> Recipe:
         # Drawn in one file, then copied into two.
         bytes_needed=2 * n * (data.image_size**2 + 2),
         write=write,
-        about={**_about(data, "rendered"), "drawing": drawing, **_test_of(data)},
+        about={
+            **_about(data, "rendered"),
+            "drawing": drawing,
+            "renderer": RENDERER_VERSION,
+            **_test_of(data),
+        },
     )
 
 
@@ -150,7 +159,7 @@ def _course_recipe(data: Clocks) -> Recipe:
         title=title,
         bytes_needed=imported.n * (data.image_size**2 + 2),
         write=write,
-        about={**_about(data, "course"), **_test_of(data)},
+        about={**_about(data, "course"), "set": imported.fingerprint, **_test_of(data)},
     )
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dlnn_search.storage.budget import BudgetUse, budget_use
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
-from dlnn_search.storage.schema import curves, now, slots, workers
+from dlnn_search.storage.schema import curves, now, slots, studies, workers
 
-#: A worker that was silent for longer is shown no more; what it held is claimed by its lease.
+#: A worker that was silent for longer is shown no more, unless it still holds a lease.
 SILENT_SECONDS = 150.0
 
 #: Trials that the time of the next ones is estimated from.
@@ -21,7 +22,16 @@ N_TRIALS_FOR_ESTIMATE = 50
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """One worker; `share` is the part of the running epoch that is done."""
+    """One worker.
+
+    Attributes:
+        name: Unique among all workers.
+        state: starting, training, waiting, paused, or troubled (`message` says by what).
+        silent_seconds: Since it last wrote to the database.
+        lease_age_seconds: Since its trial last made progress; None where it holds none.
+        share: The part of the running epoch that is done.
+        gpu: As given to `--gpus`; None is the processor.
+    """
 
     name: str
     host: str
@@ -34,6 +44,23 @@ class WorkerStatus:
     share: float | None
     value: float | None
     images_per_second: float | None
+    message: str | None = None
+    gpu: str | None = None
+    threads: int | None = None
+    memory_bytes: int | None = None
+    lease_age_seconds: float | None = None
+    age_seconds: float | None = None
+    log: str | None = None
+
+    @property
+    def short_name(self) -> str:
+        """The part of the name that differs between the workers of one host."""
+        return self.name.rpartition("-")[2]
+
+    @property
+    def where(self) -> str:
+        """Its host, and its GPU there."""
+        return self.host if self.gpu is None else f"{self.host} GPU {self.gpu}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,16 @@ class TrialStatus:
 
 
 @dataclass(frozen=True)
+class FailureStatus:
+    """The failed trials of one kind: diverged, out_of_memory, lost, bug."""
+
+    kind: str
+    n: int
+    last_trial: int | None
+    last_reason: str
+
+
+@dataclass(frozen=True)
 class StudyStatus:
     """A study's workers and budget."""
 
@@ -65,20 +102,33 @@ class StudyStatus:
     workers: Sequence[WorkerStatus]
     best: TrialStatus | None
     mean_trial_seconds: float | None
+    use: BudgetUse
+    control: str
+    """run, pause, stop or stop_now."""
+    control_reason: str | None
+    failures: Sequence[FailureStatus]
 
     @property
     def n_done(self) -> int:
         return sum(self.counts.get(key, 0) for key in ("complete", "pruned", "failed"))
 
     @property
+    def is_over(self) -> bool:
+        """Whether no worker has anything to do, now or later, unless it is asked again."""
+        if self.use.exhausted_by is not None:
+            return not any(worker.state == "training" for worker in self.workers)
+        return self.control in ("stop", "stop_now") and not self.workers
+
+    @property
     def remaining_seconds(self) -> float | None:
-        """An estimate from the trials so far; None before the first is done."""
+        """An estimate from the trials so far, or what a limit of time leaves; None before both."""
+        limits = [] if self.use.seconds_left is None else [self.use.seconds_left]
         active = sum(worker.state == "training" for worker in self.workers)
-        if self.mean_trial_seconds is None or not active:
-            return None
-        under_way = sum(_share_done(worker) for worker in self.workers)
-        left = self.budget - self.n_done - under_way
-        return max(0.0, left) * self.mean_trial_seconds / active
+        if self.mean_trial_seconds is not None and active:
+            under_way = sum(_share_done(worker) for worker in self.workers)
+            left = self.budget - self.n_done - under_way
+            limits.append(max(0.0, left) * self.mean_trial_seconds / active)
+        return min(limits) if limits and active else None
 
 
 def _share_done(worker: WorkerStatus) -> float:
@@ -102,13 +152,11 @@ def study_status(database: Database, study: StoredStudy) -> StudyStatus:
     with database.transaction() as connection:
         # Apart, since an index answers each without a look at the rows and their configs.
         rows = connection.execute(ended.union_all(under_way)).all()
-        present = connection.execute(
-            sa.select(workers, (now() - workers.c.seen_at).label("silent_seconds"))
-            .where(workers.c.study_id == study.id, workers.c.state != "stopped")
-            .where(workers.c.seen_at > now() - SILENT_SECONDS)
-            .order_by(workers.c.host, workers.c.id)
-        ).all()
+        present = connection.execute(_present_workers(study)).all()
         mean_trial_seconds = connection.scalar(_mean_seconds_of_last_trials(study))
+        control = connection.execute(
+            sa.select(studies.c.control, studies.c.control_reason).where(studies.c.id == study.id)
+        ).one()
     counts = {row.key: row.n for row in rows}
     best = best_trials(database, study, 1)
     return StudyStatus(
@@ -117,25 +165,84 @@ def study_status(database: Database, study: StoredStudy) -> StudyStatus:
         direction=study.direction,
         budget=sum(counts.values()),
         counts=counts,
-        workers=[
-            WorkerStatus(
-                name=row.id,
-                host=row.host,
-                pid=row.pid,
-                state=row.state,
-                silent_seconds=row.silent_seconds,
-                trial_number=row.trial_number,
-                epoch=row.epoch,
-                epochs=row.epochs,
-                share=row.share,
-                value=row.value,
-                images_per_second=row.images_per_second,
-            )
-            for row in present
-        ],
+        workers=[_worker(row) for row in present],
         best=best[0] if best else None,
         mean_trial_seconds=mean_trial_seconds,
+        use=budget_use(database, study.id),
+        control=control.control,
+        control_reason=control.control_reason,
+        failures=_failures(database, study) if counts.get("failed") else (),
     )
+
+
+def _present_workers(study: StoredStudy) -> sa.Select[Any]:
+    # A lease lasts from the last progress on; the study says how long.
+    age = now() - (slots.c.lease_ends_at - studies.c.lease_seconds)
+    return (
+        sa.select(
+            workers,
+            (now() - workers.c.seen_at).label("silent_seconds"),
+            (now() - workers.c.started_at).label("age_seconds"),
+            age.label("lease_age_seconds"),
+        )
+        .join(studies, studies.c.id == workers.c.study_id)
+        .outerjoin(
+            slots,
+            sa.and_(
+                slots.c.study_id == study.id,
+                slots.c.state == "held",
+                slots.c.worker == workers.c.id,
+            ),
+        )
+        .where(workers.c.study_id == study.id, workers.c.state != "stopped")
+        .where(sa.or_(workers.c.seen_at > now() - SILENT_SECONDS, slots.c.lease_ends_at > now()))
+        .order_by(workers.c.host, workers.c.gpu, workers.c.id)
+    )
+
+
+def _worker(row: sa.Row[Any]) -> WorkerStatus:
+    return WorkerStatus(
+        name=row.id,
+        host=row.host,
+        pid=row.pid,
+        state=row.state,
+        silent_seconds=row.silent_seconds,
+        trial_number=row.trial_number,
+        epoch=row.epoch,
+        epochs=row.epochs,
+        share=row.share,
+        value=row.value,
+        images_per_second=row.images_per_second,
+        message=row.message,
+        gpu=row.gpu,
+        threads=row.threads,
+        memory_bytes=row.memory_bytes,
+        lease_age_seconds=row.lease_age_seconds,
+        age_seconds=row.age_seconds,
+        log=row.log,
+    )
+
+
+def _failures(database: Database, study: StoredStudy) -> list[FailureStatus]:
+    failed = sa.and_(slots.c.study_id == study.id, slots.c.outcome == "failed")
+    kinds = (
+        sa.select(sa.func.count().label("n"), sa.func.max(slots.c.id).label("last"))
+        .where(failed)
+        .group_by(slots.c.failure)
+        .subquery()
+    )
+    query = (
+        sa.select(slots.c.failure, slots.c.trial_number, slots.c.reason, kinds.c.n)
+        .join(kinds, kinds.c.last == slots.c.id)
+        .order_by(kinds.c.n.desc())
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(query).all()
+    # Trials of the time before failures were told apart have no kind.
+    return [
+        FailureStatus(row.failure or "other", row.n, row.trial_number, row.reason or "")
+        for row in rows
+    ]
 
 
 def _mean_seconds_of_last_trials(study: StoredStudy) -> sa.Select[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,9 @@ from dlnn_search.storage.database import open_database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.study import Study
+
+if TYPE_CHECKING:
+    from dlnn_search.service.start import Detached
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 #: Longest reason in a table; the whole one stands in the trial's note.
@@ -165,12 +168,22 @@ def print_end(
         code: The option that brings a study's own code, if it has any.
     """
     console.print()
-    if status.n_done < status.budget:
+    limit = status.use.exhausted_by
+    if status.n_done < status.budget and limit is not None:
+        option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)
+        _say(
+            console,
+            f"The budget is {status.use.exhausted}; what was begun is kept. Extend it:\n"
+            f"  {again} {option or '--deadline'} ...{storage}",
+        )
+    elif status.n_done < status.budget:
         _say(
             console,
             f"Stopped after {status.n_done} of {status.budget} trials; what was begun is kept. "
             f"Go on with:\n  {again}{storage}",
         )
+        if status.control != "run" and status.control_reason:
+            _say(console, f"Asked for by {status.control_reason}")
     else:
         _say(
             console,
@@ -198,6 +211,26 @@ def print_end(
         f"  dlnn-search dashboard{storage}\n"
         f"  dlnn-search export {status.name} -o best.json{storage}\n"
         f"  dlnn-search evaluate best.json{code}{storage}",
+    )
+
+
+def print_detached(console: Console, study: str, started: Detached, storage: str) -> None:
+    """Print that a search runs in the background, and how to watch and stop it."""
+    background = started.background
+    if started.already:
+        _say(
+            console,
+            f"{study} is searched in the background already, by process {background.pid} on this "
+            "machine; its workers share what this start added to the budget.",
+        )
+    else:
+        _say(console, f"{study} is searched in the background, by process {background.pid}.")
+    _say(
+        console,
+        f"Log:   {background.log}\n"
+        f"Watch: dlnn-search status {study} --watch{storage}\n"
+        f"       dlnn-search logs {study} --follow{storage}\n"
+        f"Stop:  dlnn-search stop {study}{storage}   (--now keeps checkpoints and ends at once)",
     )
 
 

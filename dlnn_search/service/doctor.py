@@ -21,7 +21,8 @@ from dlnn_search import __version__
 from dlnn_search.data.catalog import catalog
 from dlnn_search.data.prepared import prepared_root
 from dlnn_search.errors import DlnnSearchError
-from dlnn_search.service.supervisor import threads_per_worker
+from dlnn_search.service.gpus import find_gpus
+from dlnn_search.service.machine import usable_cores
 from dlnn_search.storage.database import database_url, files_folder, open_database, shown
 from dlnn_search.storage.definitions import all_studies
 
@@ -76,7 +77,7 @@ def _versions() -> Finding:
 
 
 def _cores() -> Finding:
-    cores = threads_per_worker(1)
+    cores = usable_cores()
     if cores == 1:
         return Finding("note", "cores", "1 core: use --workers 1")
     return Finding("good", "cores", f"{cores} cores: --workers {min(cores, 4)} keeps them busy")
@@ -130,7 +131,7 @@ def _tensorflow() -> Iterator[Finding]:
         tail = getattr(error, "stderr", "") or str(error)
         yield Finding("lacking", "TensorFlow", f"cannot be used: {tail.strip().splitlines()[-1]}")
         return
-    present = _nvidia_gpus()
+    present = [gpu.words for gpu in find_gpus()]
     if devices["gpus"]:
         yield Finding("good", "GPUs", f"{len(devices['gpus'])}: {', '.join(present) or 'found'}")
     elif present:
@@ -142,20 +143,6 @@ def _tensorflow() -> Iterator[Finding]:
         )
     else:
         yield Finding("note", "GPUs", "none: trials run on the processor")
-
-
-def _nvidia_gpus() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    said = subprocess.run(
-        [program, "--query-gpu=name,memory.total", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    return said.stdout.strip().splitlines() if said.returncode == 0 else []
 
 
 def _precision() -> Finding:

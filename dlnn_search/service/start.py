@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import optuna
 
 from dlnn_search import data
-from dlnn_search.errors import UsageError
+from dlnn_search.config import Config
+from dlnn_search.errors import StudyError, UsageError
+from dlnn_search.report.advice import is_bug
 from dlnn_search.report.live import LiveView
 from dlnn_search.report.status import StudyStatus, study_status
 from dlnn_search.search.optuna_study import (
@@ -19,11 +22,17 @@ from dlnn_search.search.optuna_study import (
     open_optuna_study,
     sampler_of_name,
 )
+from dlnn_search.service.detach import LOG_NAME, Background, PidFile, run_in_background
+from dlnn_search.service.gpus import Seat, plan_seats
+from dlnn_search.service.joining import check_pictures
+from dlnn_search.service.logs import logs_folder
 from dlnn_search.service.measured_rate import measure
-from dlnn_search.service.supervisor import Supervisor, threads_per_worker, worker_environment
-from dlnn_search.storage.database import open_database, storage_errors
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.presence import dead_workers
+from dlnn_search.service.supervisor import Supervisor
+from dlnn_search.storage.budget import Budget, budget_use, extend_budget
+from dlnn_search.storage.control import go_on, set_lease_seconds, set_reuse
+from dlnn_search.storage.database import Database, open_database, storage_errors
+from dlnn_search.storage.definitions import StoredStudy, register
+from dlnn_search.storage.presence import dead_workers, looked_after, orphans
 from dlnn_search.storage.slots import Slots
 from dlnn_search.study import Study
 
@@ -31,79 +40,258 @@ MAX_WORKERS = 1_024
 
 
 @dataclass(frozen=True)
-class Started:
-    """How a start ended."""
+class Wishes:
+    """What the options of `start` ask for.
+
+    Attributes:
+        n_workers: None: one a GPU, or one. With 0 only the budget and the data are made, for
+            workers that join.
+        gpus: As given to `--gpus`.
+        budget: In all; what it leaves open is as an earlier start made it, and the number of
+            trials at first the study's own. It never shrinks.
+        lease_seconds: A worker that makes no progress for that long loses its trial.
+        reuse: Whether a config that was trained already has that result, or is trained anew.
+        sampler: By name, for all workers; None: what an earlier start chose, else the study's own.
+        timeout_seconds: After it the workers of this start finish their epoch and stop.
+    """
+
+    n_workers: int | None = None
+    gpus: str | None = None
+    workers_per_gpu: int | None = None
+    budget: Budget = field(default_factory=Budget)
+    lease_seconds: float | None = None
+    reuse: bool | None = None
+    timeout_seconds: float | None = None
+    sampler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_workers is not None and not 0 <= self.n_workers <= MAX_WORKERS:
+            raise UsageError(
+                f"Expected 0 to {MAX_WORKERS} workers, got --workers {self.n_workers}."
+            )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended.
+
+    Attributes:
+        by_itself: Not by a signal or its time-out.
+    """
 
     status: StudyStatus
-    ended_by_itself: bool
+    by_itself: bool
+
+
+@dataclass(frozen=True)
+class Detached:
+    """What runs in the background.
+
+    Attributes:
+        already: Whether it ran before.
+    """
+
+    background: Background
+    already: bool
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A study that workers can be started on."""
+
+    database: Database
+    stored: StoredStudy
+    seats: Sequence[Seat]
+    example: Config
+
+    def status(self) -> StudyStatus:
+        return study_status(self.database, self.stored)
 
 
 def start(
     study: Study,
     arguments: list[str],
     url: str,
+    wishes: Wishes,
     *,
-    n_workers: int,
-    n_trials: int | None,
-    timeout_seconds: float | None,
-    sampler: str | None = None,
     view: Callable[[Callable[[], StudyStatus]], LiveView],
-) -> Started:
+    say: Callable[[str], None],
+    in_background: bool = False,
+) -> Ended:
     """Search with worker processes on this machine until the budget is used up.
 
     Args:
+        study: What to search.
         arguments: The study's name or file and options, as a worker finds it again.
-        n_workers: With 0 only the budget and the data are made, for workers that join.
-        n_trials: The budget in all; None: what an earlier start made it, else the study's own.
-            It never shrinks.
-        timeout_seconds: After it the workers finish their epoch and stop.
-        sampler: By name, for all workers; None: what an earlier start chose, else the study's own.
+        url: Of the database.
+        wishes: How much, and with what.
+        view: Makes what shows the search.
+        say: Tells what comes before there is a view.
+        in_background: Whether this is the process that `start_detached` started.
 
     Raises:
         DlnnSearchError: If the study, the data, the database or the workers fail.
     """
-    if not 0 <= n_workers <= MAX_WORKERS:
-        raise UsageError(f"Expected 0 to {MAX_WORKERS} workers, got --workers {n_workers}.")
-    if n_trials is not None and n_trials < 1:
-        raise UsageError(f"Expected a budget of at least 1 trial, got --trials {n_trials}.")
-    check_libraries(study.sampler if sampler is None else sampler_of_name(sampler))
-    # A space that fails is told before anything is stored of it.
+    with _prepared(study, arguments, url, wishes, say) as prepared:
+        database, stored = prepared.database, prepared.stored
+        if not prepared.seats or _is_used_up(database, stored):
+            return Ended(prepared.status(), by_itself=True)
+        if in_background:
+            logs = logs_folder(database, study.name)
+            with PidFile(database.files, study.name).held(logs / LOG_NAME):
+                return _run(prepared, arguments, url, wishes, view, ignore_hangup=True)
+        _say_who_else(prepared, say)
+        return _run(prepared, arguments, url, wishes, view, ignore_hangup=False)
+
+
+def start_detached(
+    study: Study,
+    arguments: list[str],
+    options: list[str],
+    url: str,
+    wishes: Wishes,
+    *,
+    say: Callable[[str], None],
+) -> Detached | Ended:
+    """Do the same in the background; what can fail at once fails here, in the foreground.
+
+    Args:
+        study: What to search.
+        arguments: The study's name or file and options, as a worker finds it again.
+        options: Of this start, for the one in the background; the budget is stored here.
+        url: Of the database.
+        wishes: How much, and with what.
+        say: Tells of what goes on meanwhile.
+
+    Returns:
+        What runs; or how it stands, where nothing is left to do.
+
+    Raises:
+        DlnnSearchError: If the study, the data, the database or the background process fails.
+    """
+    with _prepared(study, arguments, url, wishes, say) as prepared:
+        if not prepared.seats or _is_used_up(prepared.database, prepared.stored):
+            return Ended(prepared.status(), by_itself=True)
+        files = prepared.database.files
+        pid_file = PidFile(files, study.name)
+        running = pid_file.running()
+        if running is not None:
+            return Detached(running, already=True)
+        log = logs_folder(prepared.database, study.name) / LOG_NAME
+        # Not in the arguments: everybody sees those in a list of processes.
+        environment = {"DLNN_SEARCH_STORAGE": url}
+        command = ["start", *arguments, *options, "--in-background"]
+        return Detached(run_in_background(command, environment, pid_file, log), already=False)
+
+
+def _make_budget(
+    database: Database,
+    stored: StoredStudy,
+    study: Study,
+    wishes: Wishes,
+    say: Callable[[str], None],
+) -> None:
+    budget = wishes.budget
+    if budget.trials is None and not budget_use(database, stored.id).trials:
+        budget = replace(budget, trials=study.trials)
+    for kept in extend_budget(database, stored.id, budget):
+        say(kept)
+    if wishes.lease_seconds is not None:
+        set_lease_seconds(database, stored.id, wishes.lease_seconds)
+    if wishes.reuse is not None:
+        set_reuse(database, stored.id, wishes.reuse)
+    if go_on(database, stored.id):
+        say(f"{stored.name} was paused or stopped: its workers go on.")
+
+
+def _is_used_up(database: Database, stored: StoredStudy) -> bool:
+    return budget_use(database, stored.id).exhausted_by is not None
+
+
+@contextmanager
+def _prepared(
+    study: Study,
+    arguments: list[str],
+    url: str,
+    wishes: Wishes,
+    say: Callable[[str], None],
+) -> Iterator[_Prepared]:
+    check_libraries(study.sampler if wishes.sampler is None else sampler_of_name(wishes.sampler))
+    # What this machine cannot do is told before anything is stored, and so is a broken space.
+    seats = plan_seats(
+        gpus=wishes.gpus,
+        n_workers=wishes.n_workers,
+        workers_per_gpu=wishes.workers_per_gpu,
+        say=say,
+    )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     example = example_config(study)
     database = open_database(url, create=True)
     try:
         stored = register(database, study.name, study.definition())
         optuna_study = open_optuna_study(study, database)
-        if sampler is not None:
+        if wishes.sampler is not None:
             with storage_errors(database.url):
-                choose_sampler(optuna_study, sampler)
+                choose_sampler(optuna_study, wishes.sampler)
         slots = Slots(database, stored.id)
-        made_before = study_status(database, stored).budget
-        slots.extend_to(n_trials or made_before or study.trials)
+        _make_budget(database, stored, study, wishes, say)
         for worker in dead_workers(database, stored.id):
             slots.release_of_dead(worker)
-        live = view(lambda: study_status(database, stored))
-        if slots.all_done():
-            return Started(study_status(database, stored), ended_by_itself=True)
-        # Before a worker starts: the wait for data is shown here.
-        data.prepare_data(example.data, example.training.curriculum)
-        measure(study, database, stored, arguments, live.say)
-        if n_workers == 0:
-            return Started(study_status(database, stored), ended_by_itself=True)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        supervisor = Supervisor(
-            command=["worker", *arguments],
-            environment={
-                **worker_environment(threads_per_worker(n_workers)),
-                "DLNN_SEARCH_STORAGE": url,
-            },
-            n_workers=n_workers,
-            slots=slots,
-            logs=database.files / "logs" / study.name,
-            say=live.say,
-        )
-        with live:
-            ended = supervisor.run(live.refresh, deadline)
-        return Started(study_status(database, stored), ended_by_itself=ended)
+        if not _is_used_up(database, stored):
+            # Before a worker starts: the wait for data is shown here.
+            data.prepare_data(example.data, example.training.curriculum)
+            check_pictures(study, database, stored)
+            measure(study, database, stored, arguments, say)
+        yield _Prepared(database, stored, seats, example)
     finally:
         database.close()
+
+
+def _run(
+    prepared: _Prepared,
+    arguments: list[str],
+    url: str,
+    wishes: Wishes,
+    view: Callable[[Callable[[], StudyStatus]], LiveView],
+    *,
+    ignore_hangup: bool,
+) -> Ended:
+    database, stored = prepared.database, prepared.stored
+    live = view(prepared.status)
+    deadline = None
+    if wishes.timeout_seconds is not None:
+        deadline = time.monotonic() + wishes.timeout_seconds
+    supervisor = Supervisor(
+        command=["worker", *arguments],
+        environment={"DLNN_SEARCH_STORAGE": url},
+        seats=prepared.seats,
+        database=database,
+        study_id=stored.id,
+        logs=logs_folder(database, stored.name),
+        say=live.say,
+        away=live.show_away,
+    )
+    with live:
+        by_itself = supervisor.run(
+            live.refresh,
+            deadline,
+            orphans(database, stored.id),
+            ignore_hangup=ignore_hangup,
+        )
+    status = prepared.status()
+    if is_bug(status):
+        raise StudyError(
+            f"The study '{stored.name}' was stopped: trial after trial failed by a bug, the last "
+            f"one so:\n{(status.control_reason or '').strip()}\nMend the study, check it with "
+            f"'dlnn-search validate', and start it again."
+        )
+    return Ended(status, by_itself)
+
+
+def _say_who_else(prepared: _Prepared, say: Callable[[str], None]) -> None:
+    """Two starts of one study are not forbidden, but should be meant."""
+    for pid, n_workers in looked_after(prepared.database, prepared.stored.id).items():
+        say(
+            f"Process {pid} searches {prepared.stored.name} on this machine already, with "
+            f"{n_workers} workers; the {len(prepared.seats)} of this start come on top."
+        )

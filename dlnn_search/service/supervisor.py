@@ -1,164 +1,297 @@
-"""Starts worker processes, restarts the dead, and stops them when asked."""
+"""Starts worker processes, restarts the dead and the grown, and stops them when asked."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlnn_search.errors import DataError, DlnnSearchError, StorageError, StudyError, UsageError
+from dlnn_search.errors import (
+    DataError,
+    DlnnSearchError,
+    OutageError,
+    StorageError,
+    StudyError,
+    UsageError,
+)
+from dlnn_search.service.gpus import Seat
+from dlnn_search.service.memory import EXIT_RECYCLED
+from dlnn_search.service.processes import (
+    Adopted,
+    Started,
+    WorkerProcess,
+    exit_words,
+    last_words,
+)
 from dlnn_search.service.worker import EXIT_DONE, EXIT_INTERRUPTED
-from dlnn_search.storage.presence import new_worker_name
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.events import add_event
+from dlnn_search.storage.presence import Orphan, new_worker_name, process_mark
 from dlnn_search.storage.slots import Slots
 
-POLL_SECOND = 0.2
+POLL_SECONDS = 0.2
 FIRST_BACK_OFF_SECONDS = 1.0
 LONGEST_BACK_OFF_SECONDS = 60.0
 #: A worker that dies that often without living for `STEADY_SECONDS` in between is given up.
 MAX_CRASHES = 5
 STEADY_SECONDS = 120.0
 #: Errors that a new process would only meet again.
-FATAL_EXIT_CODES = {
-    error.exit_code: error for error in (UsageError, StudyError, DataError, StorageError)
-}
-#: After the second signal a worker has that long to give its slot back.
+FATAL_EXIT_CODES = {error.exit_code: error for error in (UsageError, StudyError, DataError)}
+#: After the second Ctrl-C a worker has that long to give its slot back.
 GRACE_SECONDS = 5.0
-#: Lines of a dead worker's log that are told.
-LOG_LINES = 4
+#: SIGTERM comes from what kills 30 s later (Slurm, Kubernetes) or earlier (compose: see its
+#: `stop_grace_period`). So long may the epochs end; then the workers end now; then they are
+#: killed; and whatever hangs even then, such as a database that does not answer, is left.
+EPOCH_SECONDS = 12.0
+KILL_SECONDS = 18.0
+LAST_SECONDS = 24.0
+#: Between two tries of a database that is away.
+RETRY_SECONDS = 2.0
 
 
 @dataclass
 class _Place:
     """One of the N places for a worker, and the process that fills it now."""
 
-    process: subprocess.Popen[bytes] | None = None
+    seat: Seat
+    process: WorkerProcess | None = None
     worker: str = ""
     log: Path = Path()
     started: float = 0.0
     crashes: int = 0
     restart_at: float = 0.0
     done: bool = False
+    given_up: DlnnSearchError | None = None
 
 
 @dataclass
 class Supervisor:
-    """N worker processes of one study on this machine.
+    """The worker processes of one study on this machine.
 
     Attributes:
         command: Arguments after `python -m dlnn_search` that run a worker.
         environment: Added to the workers' environment; holds the database's address, which
             must not be seen in a list of processes.
+        seats: What each worker has of the machine: one worker a seat.
         logs: Folder of the workers' log files.
+        away: Told for how many seconds the database has not answered.
     """
 
     command: list[str]
     environment: dict[str, str]
-    n_workers: int
-    slots: Slots
+    seats: Sequence[Seat]
+    database: Database
+    study_id: int
     logs: Path
     say: Callable[[str], None]
+    away: Callable[[float], None]
     _places: list[_Place] = field(default_factory=list)
     _n_stop_signals: int = 0
+    _now_at: float | None = None
     _kill_at: float | None = None
+    _pending: list[Callable[[], None]] = field(default_factory=list)
+    _away_since: float | None = None
+    _try_at: float = 0.0
 
-    def run(self, tick: Callable[[], None], deadline: float | None) -> bool:
+    def run(
+        self,
+        tick: Callable[[], None],
+        deadline: float | None,
+        orphans: Sequence[Orphan] = (),
+        *,
+        ignore_hangup: bool = False,
+    ) -> bool:
         """Run the workers until the budget is used up or somebody stops them.
 
         Args:
             tick: Called several times a second, to draw.
             deadline: `time.monotonic()` at which the workers are asked to stop.
+            orphans: Living workers whose supervisor died: they take a seat each. Those beyond
+                the seats are asked to keep their checkpoints and end.
+            ignore_hangup: Go on when the terminal is closed.
 
         Returns:
-            Whether the workers ended by themselves, for want of open slots.
+            Whether the workers ended by themselves: no slot is open, or `stop` was asked for.
 
         Raises:
-            DlnnSearchError: If the workers cannot work: what the last of them said.
+            DlnnSearchError: If no worker can work: what the last of them said.
         """
-        self._places = [_Place() for _ in range(self.n_workers)]
+        self._places = [_Place(seat) for seat in self.seats]
+        self._adopt(orphans)
         previous = {
-            number: signal.signal(number, lambda *_: self._stop_signal())
+            number: signal.signal(number, self._hear)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         }
+        if ignore_hangup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             while not all(place.done for place in self._places):
                 for place in self._places:
                     self._look_after(place)
-                if deadline is not None and time.monotonic() > deadline:
-                    if not self._n_stop_signals:
-                        self.say("Time is up: the workers finish their epoch and keep it.")
-                        self._stop_signal()
-                    deadline = None
-                if self._kill_at is not None and time.monotonic() > self._kill_at:
-                    self._send(signal.SIGKILL)
-                tick()
-                time.sleep(POLL_SECOND)
+                self._watch_the_clock(deadline)
+                self._with_database(tick)
+                time.sleep(POLL_SECONDS)
+            self._tell_failure()
             return not self._n_stop_signals
         finally:
             self._end_all()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _adopt(self, orphans: Sequence[Orphan]) -> None:
+        free = list(self._places)
+        for orphan in orphans:
+            # Where it trains already, if there is such a seat.
+            same = [place for place in free if _gpu_name(place.seat) == orphan.gpu]
+            place = next(iter(same or free), None)
+            process = Adopted(orphan.pid)
+            if place is None:
+                self.say(
+                    f"Worker {orphan.worker} of an earlier start is one too many: it keeps its "
+                    "checkpoint and ends."
+                )
+                process.send(signal.SIGTERM)
+                # Looked after to its end, never replaced.
+                place = _Place(self.seats[0], restart_at=float("inf"))
+                self._places.append(place)
+            else:
+                free.remove(place)
+                self.say(
+                    f"Worker {orphan.worker} of an earlier start goes on, and is looked after."
+                )
+            place.process, place.worker = process, orphan.worker
+            place.log = self.logs / f"{orphan.worker}.log"
+            place.started = time.monotonic()
+
     def _look_after(self, place: _Place) -> None:
         if place.done:
             return
         if place.process is None:
-            if self._n_stop_signals:
+            if self._n_stop_signals or place.restart_at == float("inf"):
                 place.done = True
             elif time.monotonic() >= place.restart_at:
-                self._start(place)
+                self._fill(place)
             return
-        code = place.process.poll()
+        code = place.process.exit_code()
         if code is None:
             return
+        adopted = isinstance(place.process, Adopted)
         place.process = None
-        if code in (EXIT_DONE, EXIT_INTERRUPTED) or self._n_stop_signals:
-            if code not in (EXIT_DONE, EXIT_INTERRUPTED):
-                self.slots.release_of_dead(place.worker, is_loss=False)
+        if self._n_stop_signals:
+            self._release(place.worker, is_loss=False)
             place.done = True
-            return
-        self._crashed(place, code)
+        elif adopted:
+            # It may have finished or died: a new worker finds out what is left to do.
+            self._release(place.worker, is_loss=True)
+        elif code == EXIT_RECYCLED:
+            place.crashes = 0
+            self.say(f"Worker {place.worker} ended since its memory had grown; a new one starts.")
+        elif code in (EXIT_DONE, EXIT_INTERRUPTED):
+            place.done = True
+        else:
+            self._crashed(place, code)
 
     def _crashed(self, place: _Place, code: int) -> None:
-        self.slots.release_of_dead(place.worker)
-        told = _tail(place.log)
+        self._release(place.worker, is_loss=True)
+        told = last_words(place.log)
+        how = exit_words(code)
         if code in FATAL_EXIT_CODES:
             raise FATAL_EXIT_CODES[code](told.removeprefix("Error: "))
         if time.monotonic() - place.started > STEADY_SECONDS:
             place.crashes = 0
-        place.crashes += 1
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if not (code == StorageError.exit_code and self._away_since is not None):
+            place.crashes += 1
         if place.crashes >= MAX_CRASHES:
-            raise DlnnSearchError(
-                f"A worker died {place.crashes} times in a row, the last time by {how}:\n{told}\n"
-                f"Its log: {place.log}"
-            )
-        wait = min(FIRST_BACK_OFF_SECONDS * 2 ** (place.crashes - 1), LONGEST_BACK_OFF_SECONDS)
-        place.restart_at = time.monotonic() + wait
-        self.say(
-            f"Worker {place.worker} died by {how}; its trial goes on from the last checkpoint. "
-            f"A new worker starts in {wait:.0f} s. Log: {place.log}"
+            self._give_up(place, code, told, how)
+            return
+        wait = min(
+            FIRST_BACK_OFF_SECONDS * 2 ** max(0, place.crashes - 1), LONGEST_BACK_OFF_SECONDS
         )
+        place.restart_at = time.monotonic() + wait
+        words = (
+            f"Worker {place.worker} died by {how}; its trial goes on from the last checkpoint. "
+            f"A new worker starts in {wait:.0f} s."
+        )
+        self.say(f"{words} Log: {place.log}")
+        self._note("restarted", f"{words} It said last: {told}", place.worker)
+
+    def _give_up(self, place: _Place, code: int, told: str, how: str) -> None:
+        """Leave a place empty; the others go on."""
+        place.done = True
+        words = (
+            f"A worker died {place.crashes} times in a row, the last time by {how}:\n"
+            f"{told.removeprefix('Error: ')}\nIts log: {place.log}"
+        )
+        error = StorageError if code == StorageError.exit_code else DlnnSearchError
+        place.given_up = error(words)
+        self._note("gave_up", words, place.worker)
+        left = sum(not other.done for other in self._places)
+        if left:
+            self.say(f"{words}\nIts place stays empty; {left} others go on.")
+
+    def _tell_failure(self) -> None:
+        """Fail where every place was given up: nobody works any more."""
+        errors = [place.given_up for place in self._places if place.given_up is not None]
+        if errors and len(errors) == len(self._places):
+            raise errors[-1]
+
+    def _fill(self, place: _Place) -> None:
+        """Start a worker, unless it is a further one and nothing is left to do."""
+        if place.worker:
+            self._with_database(lambda: self._close_if_all_done(place))
+        if not place.done:
+            self._start(place)
+
+    def _close_if_all_done(self, place: _Place) -> None:
+        place.done = Slots(self.database, self.study_id).all_done()
 
     def _start(self, place: _Place) -> None:
         place.worker = new_worker_name()
         place.log = self.logs / f"{place.worker}.log"
         place.started = time.monotonic()
-        self.logs.mkdir(parents=True, exist_ok=True)
-        with place.log.open("wb") as log:
-            place.process = subprocess.Popen(
-                [sys.executable, "-m", "dlnn_search", *self.command, "--name", place.worker],
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Of its own, so that Ctrl-C reaches the supervisor alone.
-                start_new_session=True,
+        try:
+            place.process = Started(
+                [
+                    *self.command,
+                    *place.seat.options,
+                    *("--name", place.worker),
+                    *("--log", str(place.log)),
+                    *("--supervisor", process_mark()),
+                    *("--n-workers", str(len(self.seats))),
+                ],
+                {**self.environment, **place.seat.environment},
+                place.log,
             )
+        except OSError as error:
+            raise StorageError(
+                f"Cannot start a worker with the log '{place.log}': {error.strerror or error}. "
+                "Make room or make the folder writable, then start again."
+            ) from error
+
+    def _watch_the_clock(self, deadline: float | None) -> None:
+        now = time.monotonic()
+        if deadline is not None and now > deadline and not self._n_stop_signals:
+            self.say("Time is up: the workers finish their epoch and keep it.")
+            self._stop_signal()
+        if self._now_at is not None and now > self._now_at:
+            self._now_at = None
+            self._send(signal.SIGINT)
+        if self._kill_at is not None and now > self._kill_at:
+            self._send(signal.SIGKILL)
+
+    def _hear(self, number: int, _frame: object) -> None:
+        if number == signal.SIGTERM and self._now_at is None and self._kill_at is None:
+            now = time.monotonic()
+            self._now_at, self._kill_at = now + EPOCH_SECONDS, now + KILL_SECONDS
+            last = threading.Timer(LAST_SECONDS, self._leave)
+            last.daemon = True
+            last.start()
+        self._stop_signal()
 
     def _stop_signal(self) -> None:
         """Once: the workers finish their epoch. Twice: they end now. Thrice: they are killed."""
@@ -167,55 +300,69 @@ class Supervisor:
             self.say("Stopping after the running epochs; Ctrl-C again stops at once.")
         if self._n_stop_signals == 2:
             # Not killed yet: a worker that gives its slot back has not lost it.
-            self._kill_at = time.monotonic() + GRACE_SECONDS
-        self._send(signal.SIGTERM if self._n_stop_signals <= 2 else signal.SIGKILL)
+            self._kill_at = min(time.monotonic() + GRACE_SECONDS, self._kill_at or float("inf"))
+        # Workers take two SIGTERMs at once for one: the second signal is another.
+        numbers = {1: signal.SIGTERM, 2: signal.SIGINT}
+        self._send(numbers.get(self._n_stop_signals, signal.SIGKILL))
+
+    def _leave(self) -> None:
+        """End this process whatever it waits for: its own killer comes next."""
+        self._send(signal.SIGKILL)
+        os._exit(EXIT_INTERRUPTED)
 
     def _send(self, number: signal.Signals) -> None:
         for place in self._places:
-            if place.process is not None and place.process.poll() is None:
-                place.process.send_signal(number)
+            if place.process is not None:
+                place.process.send(number)
 
     def _end_all(self) -> None:
-        for place in self._places:
-            if place.process is not None and place.process.poll() is None:
-                place.process.terminate()
+        self._send(signal.SIGTERM)
         for place in self._places:
             if place.process is not None:
-                try:
-                    place.process.wait(timeout=10)
-                except subprocess.TimeoutExpired:
-                    place.process.kill()
-                    place.process.wait()
-                self.slots.release_of_dead(place.worker, is_loss=False)
+                if not place.process.wait(10):
+                    place.process.send(signal.SIGKILL)
+                    place.process.wait(10)
+                self._release(place.worker, is_loss=False)
+        with suppress(DlnnSearchError):
+            self._do_pending()
+
+    def _release(self, worker: str, *, is_loss: bool) -> None:
+        slots = Slots(self.database, self.study_id)
+        self._later(lambda: slots.release_of_dead(worker, is_loss=is_loss))
+
+    def _note(self, kind: str, words: str, worker: str) -> None:
+        self._later(lambda: add_event(self.database, self.study_id, kind, words, worker=worker))
+
+    def _later(self, write: Callable[[], None]) -> None:
+        """Write to the database now, or when it is back."""
+        self._pending.append(write)
+        self._with_database(lambda: None)
+
+    def _with_database(self, action: Callable[[], None]) -> None:
+        """Do what waits for the database, then an action; while it is away, say so."""
+        now = time.monotonic()
+        if self._away_since is not None and now < self._try_at:
+            self.away(now - self._away_since)
+            return
+        try:
+            self._do_pending()
+            action()
+        except OutageError:
+            if self._away_since is None:
+                self._away_since = now
+            self._try_at = time.monotonic() + RETRY_SECONDS
+            return
+        except OSError:  # the terminal is gone
+            return
+        if self._away_since is not None:
+            self.say(f"The database is back after {time.monotonic() - self._away_since:.0f} s.")
+            self._away_since = None
+
+    def _do_pending(self) -> None:
+        while self._pending:
+            self._pending[0]()
+            self._pending.pop(0)
 
 
-def threads_per_worker(n_workers: int) -> int:
-    """Return the cores that this process may use, shared out; at least one."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, cores // n_workers)
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """Return what must be set before TensorFlow is imported."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "TF_NUM_INTRAOP_THREADS": str(threads),
-        "TF_NUM_INTEROP_THREADS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": "tensorflow",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _tail(log: Path) -> str:
-    """Return the last lines of a log, from its error on if it holds one."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "(no log)"
-    for number in range(len(lines) - 1, -1, -1):
-        if lines[number].startswith("Error: "):
-            return "\n".join(lines[number:])
-    return "\n".join(lines[-LOG_LINES:]) or "(it wrote nothing)"
+def _gpu_name(seat: Seat) -> str | None:
+    return None if seat.gpu is None else str(seat.gpu)

@@ -8,17 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import optuna
 
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.search.objective import Objective, Verdict
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
+from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
 from dlnn_search.service.note import write_note
 from dlnn_search.storage.artifacts import settle_checkpoint
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.definitions import register
+from dlnn_search.storage.events import add_event
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import pause_seconds
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
@@ -26,6 +29,10 @@ from dlnn_search.study import Study
 
 #: Between two looks for a slot that its holder may lose.
 WAIT_SECONDS = 2.0
+#: What an epoch may still take after a SIGTERM.
+EPOCH_SECONDS = 12
+#: Two SIGTERMs within that time are one.
+SAME_SECONDS = 1.0
 #: That many failures in a row by a bug, and the study is taken to be broken.
 MAX_BUGS_IN_A_ROW = 3
 
@@ -37,10 +44,16 @@ log = logging.getLogger(__name__)
 
 
 class Interruption:
-    """The first signal lets the epoch end; the second one ends the worker now."""
+    """The first signal lets the epoch end; the second one ends the worker now.
 
-    def __init__(self) -> None:
+    A SIGTERM comes before a SIGKILL, under Slurm and Kubernetes 30 s before: a worker that nobody
+    looks after gives itself `EPOCH_SECONDS`, then it ends now.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self._alone = alone
         self._asked = False
+        self._asked_at = 0.0
         self.now = False
         """Whether the second signal came."""
 
@@ -50,19 +63,25 @@ class Interruption:
     @contextmanager
     def listening(self) -> Iterator[None]:
         previous = {
-            number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._hear)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         }
         try:
             yield
         finally:
+            signal.alarm(0)
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if not self._asked:
+            self._asked, self._asked_at = True, time.monotonic()
+            if number == signal.SIGTERM and self._alone:
+                signal.alarm(EPOCH_SECONDS)
+        elif number != signal.SIGTERM or time.monotonic() - self._asked_at > SAME_SECONDS:
+            # Slurm sends a SIGTERM to each process, and our supervisor passes its own on.
             self.now = True
             raise KeyboardInterrupt
-        self._asked = True
 
 
 def run_worker(
@@ -70,29 +89,41 @@ def run_worker(
     database: Database,
     *,
     name: str | None = None,
-    threads: int | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    memory: MemoryWatch | None = None,
+    **about: Any,
 ) -> int:
     """Train trials until none is left, and return the exit code.
 
+    Args:
+        study: As it is here.
+        database: That knows it already.
+        name: The worker's, None makes one.
+        prepare: Imports TensorFlow, which takes seconds: the worker is shown meanwhile.
+        memory: Ends the worker when it has grown; None lets it grow.
+        about: What its row says of it: `gpu`, `threads`, `log`, `supervisor`.
+
     Raises:
-        StudyError: If the study differs from the stored one, or fails again and again.
+        UsageError: If the study was never started.
+        StudyError: If the study or its pictures differ from the stored ones, or if it fails
+            again and again.
         StorageError, DataError: If the database, the disk or the data fails; what was begun
             goes on from its checkpoint at the next start.
     """
-    stored = register(database, study.name, study.definition())
+    stored = join_study(study, database)
     study = with_kept_rate(study, database, stored)
     slots = Slots(database, stored.id)
-    presence = Presence(database, stored.id, name)
+    presence = Presence(database, stored.id, name, **about)
     optuna_study = open_optuna_study(study, database)
-    interrupted = Interruption()
-    objective = Objective(
-        study, database, slots, presence, threads=threads, interrupted=interrupted
-    )
+    interrupted = Interruption(alone=about.get("supervisor") is None)
+    # Its threads were set by the environment, before TensorFlow was imported.
+    objective = Objective(study, database, slots, presence, threads=None, interrupted=interrupted)
     slot: Slot | None = None
     n_bugs = 0
     n_troubles = 0
     try:
         with interrupted.listening():
+            prepare()
             while not interrupted():
                 _tell_what_is_untold(optuna_study, slots)
                 slot = slots.claim(presence.worker)
@@ -125,6 +156,11 @@ def run_worker(
                         f"{n_bugs} trials in a row failed, the last with: {verdict.reason} "
                         "Mend the study, then start it again."
                     )
+                if memory is not None and (grown := memory.grown_words()):
+                    words = f"Worker {presence.worker} ends: its {grown}. A new one may start."
+                    add_event(database, stored.id, "recycled", words, worker=presence.worker)
+                    presence.show(message=grown)
+                    return EXIT_RECYCLED
             return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

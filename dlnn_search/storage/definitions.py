@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StudyError, UsageError, did_you_mean
 from dlnn_search.storage.database import Database, storage_errors
@@ -79,6 +82,67 @@ def register(database: Database, name: str, definition: dict[str, Any]) -> Store
     return stored
 
 
+def join(database: Database, name: str, definition: dict[str, Any]) -> StoredStudy:
+    """Return a study that was started already, for a worker that brings its own copy of it.
+
+    Raises:
+        UsageError: If no study of that name was started.
+        StudyError: If the copy differs, with what differs.
+    """
+    stored = find(database, name)
+    differences = _differences(stored.definition, definition)
+    if differences:
+        raise StudyError(
+            f"The study '{name}' is another one here (definition {short_hash(definition)}) than "
+            f"in the database ({short_hash(stored.definition)}); trials of two definitions would "
+            "not be comparable. What differs ('-' as stored, '+' as it is here):\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nBring the study's file, and the same version of dlnn-search, to this machine."
+        )
+    return stored
+
+
+def check_data(database: Database, stored: StoredStudy, identity: Sequence[str]) -> None:
+    """Store which pictures a study learns from; later, check that they are the same ones here.
+
+    Args:
+        database: That holds the study.
+        stored: The study.
+        identity: As `dlnn_search.data.identity.identity_of` says it.
+
+    Raises:
+        StudyError: If the study's trials learned from others.
+    """
+    with database.transaction() as connection:
+        # Touching the row locks it: of two first workers one stores, and the other compares.
+        connection.execute(table.update().where(table.c.id == stored.id).values(name=stored.name))
+        definition = connection.scalar(sa.select(table.c.definition).where(table.c.id == stored.id))
+        known = None if definition is None else definition.get("pictures")
+        if known == list(identity):
+            return
+        if known is None or not _has_trials_in(connection, stored.id):
+            connection.execute(
+                table.update()
+                .where(table.c.id == stored.id)
+                .values(definition={**(definition or {}), "pictures": list(identity)})
+            )
+            return
+    raise StudyError(
+        f"The study '{stored.name}' has other pictures on this machine than its trials learned "
+        "from; their results would not be comparable. What differs ('-' as stored, '+' as it is "
+        "here):\n"
+        + "\n".join(f"  {line}" for line in _changed(known, identity))
+        + "\nBring the same data to this machine ('dlnn-search data list' shows what it has), or "
+        "start the study in another database with --storage."
+    )
+
+
+def short_hash(definition: dict[str, Any]) -> str:
+    """Return 12 hexadecimal digits that tell a study's settings and code from others'."""
+    text = json.dumps([definition["settings"], definition["code"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def find(database: Database, name: str) -> StoredStudy:
     """Return a stored study.
 
@@ -114,11 +178,15 @@ def _check_not_moved(database: Database, study: StoredStudy) -> None:
 
 def _has_trials(database: Database, study_id: int) -> bool:
     with database.transaction() as connection:
-        begun = connection.scalar(
-            sa.select(sa.func.count())
-            .select_from(slots)
-            .where(slots.c.study_id == study_id, slots.c.trial_id.is_not(None))
-        )
+        return _has_trials_in(connection, study_id)
+
+
+def _has_trials_in(connection: Connection, study_id: int) -> bool:
+    begun = connection.scalar(
+        sa.select(sa.func.count())
+        .select_from(slots)
+        .where(slots.c.study_id == study_id, slots.c.trial_id.is_not(None))
+    )
     return bool(begun)
 
 
@@ -130,10 +198,15 @@ def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
             definition["code"]
         ).splitlines()
 
+    return _changed(as_lines(stored), as_lines(current))
+
+
+def _changed(stored: Sequence[str], current: Sequence[str]) -> list[str]:
+    # The first two lines name the files that are compared; a changed line may begin as they do.
     changed = [
         line
-        for line in difflib.unified_diff(as_lines(stored), as_lines(current), n=0, lineterm="")
-        if not line.startswith(("---", "+++", "@@"))
+        for line in list(difflib.unified_diff(stored, current, n=0, lineterm=""))[2:]
+        if not line.startswith("@@")
     ]
     if len(changed) > MAX_DIFFERENCES:
         more = len(changed) - MAX_DIFFERENCES

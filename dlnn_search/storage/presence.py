@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import sqlalchemy as sa
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.schema import workers as table
+
+#: How much two readings of one process's start may differ.
+CLOCK_SECONDS = 2.0
 
 
 class Presence:
@@ -82,7 +86,101 @@ def dead_workers(database: Database, study_id: int) -> list[str]:
             .where(table.c.study_id == study_id, table.c.state != "stopped")
             .where(table.c.processes == process_space())
         ).all()
-    return [row.id for row in rows if not psutil.pid_exists(row.pid)]
+    return [row.id for row in rows if not _is_alive(row.pid)]
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A living worker whose supervisor died."""
+
+    worker: str
+    pid: int
+    gpu: str | None
+
+
+def orphans(database: Database, study_id: int) -> list[Orphan]:
+    """Return the living workers of this machine's present run that nobody looks after."""
+    return [
+        Orphan(row.id, row.pid, row.gpu)
+        for row in _living(database, study_id)
+        if row.supervisor is not None
+        and not _is_marked(row.supervisor)
+        and _is_named(row.pid, row.id)
+    ]
+
+
+def looked_after(database: Database, study_id: int) -> dict[int, int]:
+    """Return how many living workers each living supervisor has here, by its process number."""
+    counts: dict[int, int] = {}
+    for row in _living(database, study_id):
+        if row.supervisor is not None and _is_marked(row.supervisor):
+            pid = int(row.supervisor.split()[0])
+            counts[pid] = counts.get(pid, 0) + 1
+    return counts
+
+
+@dataclass(frozen=True)
+class WorkerLog:
+    """Where a worker of any host writes; `log` is None where it writes to its terminal."""
+
+    worker: str
+    host: str
+    log: str | None
+
+
+def worker_logs(database: Database, study_id: int) -> list[WorkerLog]:
+    """Return all workers that a study has had, in the order of their starts."""
+    with database.transaction() as connection:
+        rows = connection.execute(
+            sa.select(table.c.id, table.c.host, table.c.log)
+            .where(table.c.study_id == study_id)
+            .order_by(table.c.started_at, table.c.id)
+        ).all()
+    return [WorkerLog(row.id, row.host, row.log) for row in rows]
+
+
+def process_mark(pid: int | None = None) -> str:
+    """Return a process's number and start, which no later process shares."""
+    process = psutil.Process(pid)
+    return f"{process.pid} {process.create_time():.0f}"
+
+
+def _living(database: Database, study_id: int) -> list[sa.Row[Any]]:
+    with database.transaction() as connection:
+        rows = connection.execute(
+            sa.select(table)
+            .where(table.c.study_id == study_id, table.c.state != "stopped")
+            .where(table.c.processes == process_space())
+            .order_by(table.c.id)
+        ).all()
+    return [row for row in rows if _is_alive(row.pid)]
+
+
+def _is_marked(mark: str) -> bool:
+    """Whether the process that `process_mark` named is alive."""
+    pid, _, start = mark.partition(" ")
+    if not _is_alive(int(pid)):
+        return False
+    try:
+        # The clock may be set meanwhile, which the system reckons from.
+        return abs(psutil.Process(int(pid)).create_time() - float(start)) <= CLOCK_SECONDS
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_named(pid: int, worker: str) -> bool:
+    """Whether a process was started as this worker: its number may be another program's by now."""
+    try:
+        return worker in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def process_space() -> str:

@@ -6,6 +6,8 @@ import logging
 
 import tensorflow as tf
 
+from dlnn_search.errors import UsageError
+
 _log = logging.getLogger(__name__)
 
 
@@ -34,3 +36,26 @@ def set_deterministic(deterministic: bool) -> None:
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def use_gpu(gpu: int, memory_mib: int | None) -> None:
+    """Take the one GPU that CUDA was allowed to see, and at most a part of its memory.
+
+    Call it before the first operation of the process.
+
+    Args:
+        gpu: Its number, for the error.
+        memory_mib: What TensorFlow may take of it; None: all.
+
+    Raises:
+        UsageError: If TensorFlow sees no GPU.
+    """
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        raise UsageError(
+            f"Expected GPU {gpu}, but TensorFlow finds none. Check the number with nvidia-smi, and "
+            "that TensorFlow's CUDA parts are installed: pip install 'dlnn-search[gpu]'."
+        )
+    if memory_mib is not None:
+        limit = tf.config.LogicalDeviceConfiguration(memory_limit=memory_mib)
+        tf.config.set_logical_device_configuration(devices[0], [limit])

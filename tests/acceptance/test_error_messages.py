@@ -160,9 +160,12 @@ def test_an_edited_study_is_told_with_the_lines_that_changed(
     place = searched.copy_to(tmp_path / "copy")
     edited = study_text().replace('"filters", 2, 6', '"filters", 2, 12')
     (place.folder / "tiny.py").write_text(edited)
-    for command in (["start", "tiny.py", "--trials", 6], ["worker", "tiny.py"]):
+    for command, words in (
+        (["start", "tiny.py", "--trials", 6], "edited after its first trial"),
+        (["worker", "tiny.py"], "is another one here (definition "),
+    ):
         told = place.run(*command)
-        assert_told(told, STUDY, "edited after its first trial")
+        assert_told(told, STUDY, words)
         removed, added = (
             next(line for line in told.err.splitlines() if line.startswith(sign))
             for sign in ("  -", "  +")
