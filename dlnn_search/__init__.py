@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from dlnn_search.own_code import OwnImages
     from dlnn_search.search.coarse_to_fine import CoarseToFine
+    from dlnn_search.search.convergence import Converged
     from dlnn_search.search.pruning import HalvingPruner
     from dlnn_search.search.rate_centre import RangeTest, rate_range
     from dlnn_search.study import CmaEs, Gp, Halving, Qmc, Quick, RandomSearch, Study, Tpe
@@ -60,6 +61,7 @@ __all__ = [
     "Config",
     "Contrast",
     "Conv",
+    "Converged",
     "CurriculumStage",
     "Dense",
     "Dropout",
@@ -105,6 +107,8 @@ def __getattr__(name: str) -> object:
         module = "dlnn_search.own_code"
     if name == "HalvingPruner":
         module = "dlnn_search.search.pruning"
+    if name == "Converged":
+        module = "dlnn_search.search.convergence"
     if name in ("RangeTest", "rate_range"):
         module = "dlnn_search.search.rate_centre"
     if name == "load_study":

@@ -113,6 +113,29 @@ def start(
         bool, typer.Option("--detach", help="Search in the background, and return.")
     ] = False,
     code: StudyOfConfigOption = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STUDY", help="Try that study's best configs first."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="With --from: how many of them.")] = 5,
+    enqueue: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--enqueue",
+            metavar="CONFIG",
+            help="Try this config first (a name or a file; 'known': all named ones that fit). "
+            "May be given more than once.",
+        ),
+    ] = None,
+    stop_when_converged: Annotated[
+        bool | None,
+        typer.Option(
+            "--stop-when-converged/--no-stop-when-converged",
+            help="Stop when more trials are expected to gain less than the noise of one; "
+            "else as before, at first the study's own.",
+            show_default=False,
+        ),
+    ] = None,
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
@@ -121,6 +144,7 @@ def start(
     from dlnn_search.service.linked import find_study, is_linked_name
     from dlnn_search.service.start import Detached, Wishes, start_detached
     from dlnn_search.service.start import start as run
+    from dlnn_search.service.warm_start import WarmStart
     from dlnn_search.storage.budget import Budget
 
     console = make_console()
@@ -143,6 +167,8 @@ def start(
         lease_seconds=None if lease is None else parse_duration(lease),
         reuse=None if retrain is None else not retrain,
         sampler=sampler,
+        warm=WarmStart(source, top, tuple(enqueue or ())) if source or enqueue else None,
+        stop_when_converged=stop_when_converged,
         timeout_seconds=None if timeout is None else parse_duration(timeout),
     )
     given = {

@@ -21,6 +21,7 @@ from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.own_code import Builder, Loader, OwnCode, line_of
 from dlnn_search.search.coarse_to_fine import CoarseToFine
+from dlnn_search.search.convergence import Converged
 from dlnn_search.search.halving import Halving as Halving
 from dlnn_search.search.rate_centre import RangeTest, centred_at
 
@@ -111,6 +112,8 @@ class Study:
         build: Makes the Keras model of an `OwnModel` from its options, the pictures' (height,
             width, channels) and the number of classes: from uint8 to probabilities.
         range_test: Lets a learning-rate range test centre the space's `rate_range`.
+        stop_when_converged: Lets the search stop before its budget is used up, when more trials
+            can be expected to gain less than the noise of one.
         measured_rate: What that test found, given by who opens the study in a database.
         name: The file's name, given by `dlnn_search.study_files.load_study`.
         code_name: What the configs of both versions, quick or not, call `load` and `build` by.
@@ -133,6 +136,7 @@ class Study:
     load: Loader | None = None
     build: Builder | None = None
     range_test: RangeTest | None = None
+    stop_when_converged: Converged | None = None
     measured_rate: float | None = None
     name: str = ""
     code_name: str = ""

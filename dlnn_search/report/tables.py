@@ -13,6 +13,7 @@ from rich.text import Text
 from dlnn_search.errors import StorageError
 from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
 from dlnn_search.report.words import duration, metric_name, metric_value
+from dlnn_search.search.convergence import CONVERGED
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
@@ -169,7 +170,15 @@ def print_end(
     """
     console.print()
     limit = status.use.exhausted_by
-    if status.n_done < status.budget and limit is not None:
+    reason = status.control_reason or ""
+    if status.n_done < status.budget and status.control == "stop" and reason.startswith(CONVERGED):
+        _say(
+            console,
+            f"{reason}\n{status.n_done} of {status.budget} trials are done, "
+            f"{status.budget - status.n_done} were not needed. Search on all the same with:\n"
+            f"  {again} --no-stop-when-converged{storage}",
+        )
+    elif status.n_done < status.budget and limit is not None:
         option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)
         _say(
             console,

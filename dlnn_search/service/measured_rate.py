@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dlnn_search.errors import StudyError, TrainingError
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import StoredStudy, find
-from dlnn_search.storage.measured_rate import keep_rate, kept_rate
+from dlnn_search.storage.kept import keep_rate, kept_rate
 from dlnn_search.study import Study
 from dlnn_search.training.rate_range import Sweep
 

@@ -22,12 +22,14 @@ from dlnn_search.search.optuna_study import (
     open_optuna_study,
     sampler_of_name,
 )
+from dlnn_search.service.convergence import converged_words, settle
 from dlnn_search.service.detach import LOG_NAME, Background, PidFile, run_in_background
 from dlnn_search.service.gpus import Seat, plan_seats
 from dlnn_search.service.joining import check_pictures
 from dlnn_search.service.logs import logs_folder
 from dlnn_search.service.measured_rate import measure
 from dlnn_search.service.supervisor import Supervisor
+from dlnn_search.service.warm_start import WarmStart, warm_start
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import go_on, set_lease_seconds, set_reuse
 from dlnn_search.storage.database import Database, open_database, storage_errors
@@ -53,6 +55,8 @@ class Wishes:
         reuse: Whether a config that was trained already has that result, or is trained anew.
         sampler: By name, for all workers; None: what an earlier start chose, else the study's own.
         timeout_seconds: After it the workers of this start finish their epoch and stop.
+        warm: What to try first.
+        stop_when_converged: For all workers; None: as before, at first the study's own.
     """
 
     n_workers: int | None = None
@@ -63,6 +67,8 @@ class Wishes:
     reuse: bool | None = None
     timeout_seconds: float | None = None
     sampler: str | None = None
+    warm: WarmStart | None = None
+    stop_when_converged: bool | None = None
 
     def __post_init__(self) -> None:
         if self.n_workers is not None and not 0 <= self.n_workers <= MAX_WORKERS:
@@ -134,7 +140,7 @@ def start(
     """
     with _prepared(study, arguments, url, wishes, say) as prepared:
         database, stored = prepared.database, prepared.stored
-        if not prepared.seats or _is_used_up(database, stored):
+        if not prepared.seats or _is_over(database, stored):
             return Ended(prepared.status(), by_itself=True)
         if in_background:
             logs = logs_folder(database, study.name)
@@ -170,7 +176,7 @@ def start_detached(
         DlnnSearchError: If the study, the data, the database or the background process fails.
     """
     with _prepared(study, arguments, url, wishes, say) as prepared:
-        if not prepared.seats or _is_used_up(prepared.database, prepared.stored):
+        if not prepared.seats or _is_over(prepared.database, prepared.stored):
             return Ended(prepared.status(), by_itself=True)
         files = prepared.database.files
         pid_file = PidFile(files, study.name)
@@ -200,12 +206,36 @@ def _make_budget(
         set_lease_seconds(database, stored.id, wishes.lease_seconds)
     if wishes.reuse is not None:
         set_reuse(database, stored.id, wishes.reuse)
+    if settle(database, stored, study, wishes.stop_when_converged) is not None:
+        return
     if go_on(database, stored.id):
         say(f"{stored.name} was paused or stopped: its workers go on.")
 
 
-def _is_used_up(database: Database, stored: StoredStudy) -> bool:
-    return budget_use(database, stored.id).exhausted_by is not None
+def _is_over(database: Database, stored: StoredStudy) -> bool:
+    if budget_use(database, stored.id).exhausted_by is not None:
+        return True
+    return converged_words(database, stored.id) is not None
+
+
+def _begin_warm(
+    study: Study,
+    database: Database,
+    stored: StoredStudy,
+    optuna_study: optuna.Study,
+    wishes: Wishes,
+    example: Config,
+    say: Callable[[str], None],
+) -> None:
+    if wishes.warm is None:
+        return
+    if budget_use(database, stored.id).exhausted_by == "trials":
+        raise UsageError(
+            "All trials are done: nothing is left to begin with what was named. Raise the budget "
+            "with --trials."
+        )
+    for line in warm_start(study, database, stored, optuna_study, wishes.warm, example):
+        say(line)
 
 
 @contextmanager
@@ -237,7 +267,8 @@ def _prepared(
         _make_budget(database, stored, study, wishes, say)
         for worker in dead_workers(database, stored.id):
             slots.release_of_dead(worker)
-        if not _is_used_up(database, stored):
+        _begin_warm(study, database, stored, optuna_study, wishes, example, say)
+        if not _is_over(database, stored):
             # Before a worker starts: the wait for data is shown here.
             data.prepare_data(example.data, example.training.curriculum)
             check_pictures(study, database, stored)

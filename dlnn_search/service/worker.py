@@ -15,6 +15,7 @@ import optuna
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.search.objective import Objective, Verdict
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.service.convergence import converged_words, stop_if_converged
 from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
@@ -128,7 +129,7 @@ def run_worker(
                 _tell_what_is_untold(optuna_study, slots)
                 slot = slots.claim(presence.worker)
                 if slot is None:
-                    if slots.all_done():
+                    if slots.all_done() or converged_words(database, stored.id):
                         return EXIT_DONE
                     presence.show(state="waiting", trial_number=None, epoch=None)
                     _wait(interrupted)
@@ -142,6 +143,8 @@ def run_worker(
                     slot = None
                     continue
                 slot = None
+                if verdict.outcome == "complete":
+                    stop_if_converged(database, stored, worker=presence.worker)
                 n_troubles = n_troubles + 1 if verdict.trouble else 0
                 if verdict.trouble:
                     log.warning("%s", verdict.trouble)

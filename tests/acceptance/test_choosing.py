@@ -99,3 +99,27 @@ def test_a_study_s_range_is_centred_once_for_all_workers(place: Place) -> None:
     )
     assert len(ranges) == 1
     assert place.slot_states() == ["done"] * 3
+
+
+def test_a_search_begins_with_what_is_known(searched: Place, place: Place) -> None:
+    place = searched.copy_to(place.folder / "copy")
+    (place.folder / "other.py").write_text((place.folder / "tiny.py").read_text())
+    place.succeed("export", "tiny", "-o", "mine.json")
+    best = place.rows(
+        "SELECT p.param_value FROM trial_params p JOIN trial_values v USING (trial_id) "
+        "WHERE p.param_name = 'learning_rate' ORDER BY v.value LIMIT 2"
+    )
+    told = place.succeed(
+        *("start", "other.py", "--trials", 3, "--from", "tiny", "--top", 2),
+        *("--enqueue", "mine.json", "--stop-when-converged"),
+    )
+    assert "1 of 1 configs are tried first: mine.json" in told
+    assert told.count("of tiny is enqueued with 2 of its 2 parameters.") == 2
+    begun = place.rows(
+        "SELECT p.param_value FROM trial_params p JOIN trials t USING (trial_id) "
+        "JOIN studies s USING (study_id) WHERE s.study_name = 'other' "
+        "AND p.param_name = 'learning_rate' ORDER BY t.number"
+    )
+    assert begun == best
+    refused = place.run("start", "other.py", "--from", "tiny")
+    assert refused.code == USAGE and "--trials" in refused.err

@@ -22,8 +22,8 @@ from dlnn_search.service.linked import find_study, linked
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, register
+from dlnn_search.storage.kept import keep_rate, kept_rate
 from dlnn_search.storage.links import parent_of
-from dlnn_search.storage.measured_rate import keep_rate, kept_rate
 from dlnn_search.storage.slots import Slots
 from dlnn_search.study import Study as AnyStudy
 
