@@ -29,7 +29,8 @@ RUN cd /opt/dlnn-search/lib/python3*/site-packages \
 COPY README.md LICENSE ./
 COPY studies ./studies
 COPY dlnn_search ./dlnn_search
-RUN /opt/installer/bin/uv pip install --quiet --python /opt/dlnn-search/bin/python --no-deps .
+RUN /opt/installer/bin/uv pip install --quiet --python /opt/dlnn-search/bin/python --no-deps . \
+ && rm -f /opt/dlnn-search/.lock
 
 FROM ${PYTHON_IMAGE}
 ARG VARIANT=cpu

@@ -53,7 +53,7 @@ _HEADERS = {
 }
 #: Styled in place: optuna-dashboard's own policy allows that, and no other style sheets.
 _BAR = """
-<form method="post" action="/log-out" style="position: fixed; right: 20px; bottom: 20px;
+<form method="post" action="/log-out" style="position: fixed; right: 20px; top: 12px;
   z-index: 2000; display: flex; align-items: center; gap: 12px; margin: 0;
   padding: 7px 8px 7px 16px; border-radius: 20px; background: #13293d; color: #fff;
   font: 500 13px/1 Roboto, system-ui, sans-serif; box-shadow: 0 2px 8px rgb(0 0 0 / 30%)">

@@ -169,7 +169,7 @@ def _postgresql(url: URL, password: str) -> str:
             "pip install 'dlnn-search[postgres]'"
         ) from None
     url = url.set(drivername="postgresql+psycopg")
-    if url.password is None and "password" not in url.query and (secret := read_secret(password)):
+    if not url.password and "password" not in url.query and (secret := read_secret(password)):
         url = url.set(password=secret)
     remember(str(url.password or ""))
     for key, value in url.query.items():
