@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import optuna
+import sqlalchemy as sa
 from optuna_dashboard import save_note
 
+from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.report.words import metric_name, metric_unit, metric_value
 from dlnn_search.search.objective import Verdict
 from dlnn_search.storage.curves import Point, curve_of_slot, note_of_slot
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slot
 
 #: Rows of the curve's table; a longer curve is thinned to that many.
 MAX_ROWS = 12
+#: Of so many trials each has a note; of later ones those alone that stand out. For every note the
+#: dashboard looks through all notes, and each is sent at each refresh.
+MAX_NOTED = 100
 
 
 def write_note(
     trial: optuna.Trial, slot: Slot, verdict: Verdict, database: Database, metric: str
 ) -> None:
-    """Put the outcome and the curve of a trial beside it in the dashboard."""
+    """Put the outcome and the curve of a trial beside it in the dashboard.
+
+    Of the trials after the first `MAX_NOTED`, only those get a note that failed, did not simply
+    run through, or are the best so far.
+    """
+    note = note_of_slot(database, slot.id)
+    if trial.number >= MAX_NOTED and not (
+        verdict.failure
+        or note
+        or (verdict.value is not None and is_best_so_far(database, slot.id, verdict.value, metric))
+    ):
+        return
     points = curve_of_slot(database, slot.id)
     lines = [f"**{(verdict.outcome or '').capitalize()}**"]
     if verdict.value is not None:
@@ -30,12 +47,26 @@ def write_note(
         lines[0] += f": {verdict.failure.replace('_', ' ')}"
     if verdict.reason:
         lines += ["", verdict.reason]
-    note = note_of_slot(database, slot.id)
     if note:
         lines += ["", note]
     if points:
         lines += ["", *_table(_thinned(points), metric)]
     save_note(trial, "\n".join(lines))
+
+
+def is_best_so_far(database: Database, slot_id: int, value: float, metric: str) -> bool:
+    """Whether no complete trial of the slot's study has a better value."""
+    mine, other = slots.alias("mine"), slots.alias("other")
+    minimize = DIRECTIONS[metric] == "minimize"
+    is_better = other.c.value < value if minimize else other.c.value > value
+    query = (
+        sa.select(other.c.id)
+        .join(mine, mine.c.study_id == other.c.study_id)
+        .where(mine.c.id == slot_id, other.c.outcome == "complete", is_better)
+        .limit(1)
+    )
+    with database.transaction() as connection:
+        return connection.scalar(query) is None
 
 
 def _thinned(points: list[Point]) -> list[Point]:

@@ -518,7 +518,11 @@ class TestWorkers:
         assert str(error) == "The space went on."
         assert self.settled(postgresql_database.url) == 0
 
-    def test_a_full_disk_fails_the_worker_not_the_trial(self, sqlite_database: Database) -> None:
+    def test_a_full_disk_fails_the_worker_not_the_trial(
+        self, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DLNN_SEARCH_PATIENCE", "1")
+
         def fill_up() -> None:
             from_now_on(sqlite_database, f"PRAGMA max_page_count = {n_pages(sqlite_database)}")
 

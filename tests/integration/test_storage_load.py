@@ -14,15 +14,19 @@ import sqlalchemy as sa
 from dlnn_search.config import Config, Mlp, Mnist
 from dlnn_search.report.status import study_status
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
-from dlnn_search.storage.curves import Point, add_point, curve_of_slot
+from dlnn_search.search.outbox import Outbox
+from dlnn_search.search.pruning import falls_behind
+from dlnn_search.search.reports import Reports, epochs_to_report
+from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import find, register
 from dlnn_search.storage.presence import Presence
-from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.study import Halving, RandomSearch, Study
 
 N_WORKERS = 16
-N_EPOCHS = 100
+N_TRIALS = 48
+N_EPOCHS = 50
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -35,38 +39,59 @@ STUDY = Study(
     data=Mnist(),
     minimize="loss",
     sampler=RandomSearch(),
-    pruner=Halving(first_rung=200),
+    pruner=Halving(first_rung=10),
     name="some-study",
 )
+RUNGS = [10, 30]
 
 
-def work(url: str) -> float:
-    """Train a trial that takes no time, and return the longest that one epoch's writing took."""
+def work(url: str) -> tuple[int, float]:
+    """Make trials that train nothing until the budget is used up, as a worker does.
+
+    Returns:
+        How many, and the longest that one epoch's writing took, in seconds.
+    """
     _barrier.wait()
     database = open_database(url, create=True)
     stored = register(database, STUDY.name, STUDY.definition())
     slots = Slots(database, stored.id)
-    slots.extend_to(N_WORKERS)
+    slots.extend_to(N_TRIALS)
     trials = open_optuna_study(STUDY, database)
     presence = Presence(database, stored.id)
-    slot = slots.claim(presence.worker)
-    assert slot is not None
+    n_trials, longest = 0, 0.0
+    while (slot := slots.claim(presence.worker)) is not None:
+        longest = max(longest, make_trial(database, slots, slot, trials, presence))
+        n_trials += 1
+    database.close()
+    return n_trials, longest
+
+
+def make_trial(
+    database: Database, slots: Slots, slot: Slot, trials: optuna.Study, presence: Presence
+) -> float:
     trial = begin_trial(trials, STUDY, slot)
     slots.begin(slot, trial._trial_id, trial.number)
     slots.set_config(slot, STUDY.config(trial).model_dump(mode="json"))
+    reports = Reports(trials, trial._trial_id, metric="loss", epochs=N_EPOCHS, rungs=RUNGS)
+    outbox = Outbox(database, slots, slot, presence, reports, metric="loss", place="0" * 32)
+    values: dict[int, float] = {}
+    reports.begin(values, is_new=True)
     longest = 0.0
     for epoch in range(1, N_EPOCHS + 1):
         began = time.monotonic()
-        metrics = {"loss": 1 / epoch, "accuracy": 0.5}
-        assert add_point(database, slot.id, slot.fence, Point(epoch, metrics, 0.1, 1e4))
-        slots.renew(slot)
-        presence.show(state="training", epoch=epoch, value=1 / epoch)
-        trial.report(1 / epoch, epoch)
+        values[epoch] = 1 / epoch
+        outbox.progress(epoch, 0.5)
+        outbox.trained(Point(epoch, {"loss": values[epoch], "accuracy": 0.5}, 0.1, 1e4))
+        outbox.kept(epoch)
+        assert not outbox.n_waiting, "the database was taken for away"
+        if epoch in RUNGS:
+            falls_behind(trials, trial.number, epoch, values[epoch])
         longest = max(longest, time.monotonic() - began)
-    slots.settle(slot, "complete", value=0.01, best_epoch=N_EPOCHS)
-    tell(trials, trial._trial_id, "complete", 0.01)
+    outbox.end(interrupted=lambda: False)
+    reports.end(values)
+    slots.settle(slot, "complete", value=1 / N_EPOCHS, best_epoch=N_EPOCHS)
+    tell(trials, trial._trial_id, "complete", 1 / N_EPOCHS)
     slots.mark_told(slot.id)
-    database.close()
     return longest
 
 
@@ -90,21 +115,26 @@ def test_sixteen_workers_that_make_one_file_and_write_into_it_at_once_lose_nothi
     with ProcessPoolExecutor(
         N_WORKERS, context, initializer=_keep_barrier, initargs=(barrier,)
     ) as pool:
-        longest = list(pool.map(work, [url] * N_WORKERS))  # raises where a database was locked
+        done = list(pool.map(work, [url] * N_WORKERS))  # raises where a database was locked
+    assert sum(n_trials for n_trials, _ in done) == N_TRIALS
     database = open_database(url, create=False)
     try:
         stored = find(database, STUDY.name)
         status = study_status(database, stored)
-        assert status.counts == {"complete": N_WORKERS}
+        assert status.counts == {"complete": N_TRIALS}
         trials = open_optuna_study(STUDY, database).trials
-        assert sorted(trial.number for trial in trials) == list(range(N_WORKERS))
+        assert sorted(trial.number for trial in trials) == list(range(N_TRIALS))
+        due = sorted(epochs_to_report(N_EPOCHS, RUNGS))
         for trial in trials:
-            assert list(trial.intermediate_values) == list(range(1, N_EPOCHS + 1))
+            assert sorted(trial.intermediate_values) == due
             assert trial.state == optuna.trial.TrialState.COMPLETE
+            assert set(trial.params) == {"x"}
+        assert len({trial.params["x"] for trial in trials}) == N_TRIALS
         for slot_id in slot_ids(database):
             epochs = [point.epoch for point in curve_of_slot(database, slot_id)]
             assert epochs == list(range(1, N_EPOCHS + 1))
-        assert max(longest) < 10, "an epoch waited for the other writers far too long"
+        longest = max(seconds for _, seconds in done)
+        assert longest < 10, "an epoch waited for the other writers far too long"
     finally:
         database.close()
 
