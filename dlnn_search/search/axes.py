@@ -66,7 +66,9 @@ class Axis:
             return 0.5
         if cells:
             assert distribution.step is not None
-            return float((round((value - distribution.low) / distribution.step) + 0.5) / cells)
+            cell = round((value - distribution.low) / distribution.step)
+            # Bounds may have been others when the value was drawn.
+            return float((min(max(cell, 0), cells - 1) + 0.5) / cells)
         low, high = self._ends()
         if distribution.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -81,17 +83,17 @@ class Axis:
         cells = self.n_cells
         place = min(max(float(place), 0.0), 1.0)
         if cells:
-            step = 0.0 if distribution.step is None else distribution.step
-            value = distribution.low + min(int(place * cells), cells - 1) * step
+            value = distribution.low + min(int(place * cells), cells - 1) * (distribution.step or 0)
         else:
             low, high = self._ends()
             if distribution.log:
                 value = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
             else:
                 value = low + place * (high - low)
+        if distribution.step is not None:
+            steps = round((value - distribution.low) / distribution.step)
+            value = distribution.low + steps * distribution.step
         if isinstance(distribution, IntDistribution):
-            step = distribution.step
-            value = distribution.low + round((value - distribution.low) / step) * step
             return int(min(max(value, distribution.low), distribution.high))
         return float(min(max(value, distribution.low), distribution.high))
 
@@ -99,22 +101,28 @@ class Axis:
         """Return the places from a value to another, both of them whole cells of a grid."""
         if cells := self.n_cells:
             return self.place(low) - 0.5 / cells, self.place(high) + 0.5 / cells
-        if isinstance(self.distribution, IntDistribution):  # on a log scale
+        if self._counts_by_ratio:
             first, last = (math.log(end) for end in self._ends())
-            ends = (math.log(low - 0.5), math.log(high + 0.5))
-            return tuple(min(max((e - first) / (last - first), 0.0), 1.0) for e in ends)  # type: ignore[return-value]
+            width = last - first
+            start, end = math.log(low - 0.5) - first, math.log(high + 0.5) - first
+            return max(start / width, 0.0), min(end / width, 1.0)
         return self.place(low), self.place(high)
 
     def snapped(self, places: Floats) -> Floats:
         """Return places moved to the middle of their cells, where the parameter is a grid."""
         if cells := self.n_cells:
             return (np.minimum(np.floor(places * cells), cells - 1) + 0.5) / cells
-        if isinstance(self.distribution, IntDistribution):  # on a log scale
+        if self._counts_by_ratio:
+            assert isinstance(self.distribution, IntDistribution)
             low, high = (math.log(end) for end in self._ends())
             values = np.rint(np.exp(low + places * (high - low)))
             values = np.clip(values, self.distribution.low, self.distribution.high)
             return (np.log(values) - low) / (high - low)
         return places
+
+    @property
+    def _counts_by_ratio(self) -> bool:
+        return isinstance(self.distribution, IntDistribution) and self.distribution.log
 
     def _ends(self) -> tuple[float, float]:
         assert isinstance(self.distribution, Numeric)

@@ -47,6 +47,8 @@ MIN_TRIALS = 4
 MAX_TRIALS = 120
 #: Its kernel is fitted anew whenever there are so many times as many trials.
 REFIT_FACTOR = 1.15
+#: Trials that never end, of workers that died, must not pile up: the latest ones count.
+MAX_RUNNING = 64
 GOLDEN = 0.6180339887498949
 
 
@@ -77,7 +79,8 @@ class CoarseToFine(BaseSampler):
         seed: The same for all workers of a study; None: drawn once, and stored in the study.
 
     Raises:
-        ValueError: If there is no stage, one without trials, or a share outside of 0 to 1.
+        ValueError: If there is no stage, one without trials, a share outside of 0 to 1, or a
+            negative seed.
 
     Source: the report's sections 2 to 4 search "coarse to fine" by hand. Regions that move with
     the best: Eriksson et al., Scalable Global Optimization via Local Bayesian Optimization
@@ -96,6 +99,8 @@ class CoarseToFine(BaseSampler):
             raise ValueError(f"Expected stages of at least 1 trial each, got stages={stages}.")
         if not 0 <= global_share <= 1:
             raise ValueError(f"Expected a share from 0 to 1, got global_share={global_share}.")
+        if seed is not None and seed < 0:
+            raise ValueError(f"Expected a seed of at least 0, got seed={seed}.")
         self.stages = tuple(int(length) for length in stages)
         self.global_share = global_share
         self.seed = seed
@@ -145,8 +150,7 @@ class CoarseToFine(BaseSampler):
         if self.stage_of(trial.number) == 1:
             return {}
         with self._lock:
-            memory = self._memory(study)
-            memory.past.read(study._storage.get_all_trials(study._study_id, deepcopy=False))
+            memory, _ = self._look(study)
             return {axis.name: axis.distribution for axis in memory.past.axes}
 
     def sample_relative(
@@ -155,9 +159,7 @@ class CoarseToFine(BaseSampler):
         if not search_space:
             return {}
         with self._lock:
-            memory = self._memory(study)
-            trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-            memory.past.read(trials)
+            memory, trials = self._look(study)
             stage, first = self._stage(trial.number)
             region = memory.region(study, stage, first, trials)
             if self.is_global(trial.number):
@@ -171,12 +173,13 @@ class CoarseToFine(BaseSampler):
             if self.is_blind(trial.number):
                 place = memory.blind(region, rng)
             else:
-                place = memory.choose(region, memory.past.rows(running), rng)
-        return {
-            axis.name: axis.value(place[i])
-            for i, axis in enumerate(memory.past.axes)
-            if axis.name in search_space and not np.isnan(place[i])
-        }
+                rows = memory.past.rows(running[-MAX_RUNNING:])
+                place = memory.choose(region, rows, rng)
+            return {
+                axis.name: axis.value(place[i])
+                for i, axis in enumerate(memory.past.axes)
+                if axis.name in search_space and not np.isnan(place[i])
+            }
 
     def sample_independent(
         self,
@@ -188,9 +191,9 @@ class CoarseToFine(BaseSampler):
         self._raise_error_if_multi_objective(study)
         axis = Axis(param_name, param_distribution)
         with self._lock:
-            memory = self._memory(study)
             stage, first = self._stage(trial.number)
             name = int.from_bytes(hashlib.sha256(param_name.encode()).digest()[:7], "big")
+            memory = self._memory(study)
             own = np.random.default_rng([memory.seed, name, trial.number])
             if stage == 1:
                 # A Latin hypercube over the stage: each parameter's range in even strata.
@@ -200,7 +203,7 @@ class CoarseToFine(BaseSampler):
                 region = Region(1, 0, 0, {})
             else:
                 uniform = own.random()
-                trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+                memory, trials = self._look(study)
                 region = memory.region(study, stage, first, trials)
                 if self.is_global(trial.number):
                     region = Region(stage, first, 0, {})
@@ -212,6 +215,16 @@ class CoarseToFine(BaseSampler):
             maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
             studies[study._study_id] = _Memory(maximize, self._seed_of(study))
         return studies[study._study_id]
+
+    def _look(self, study: optuna.Study) -> tuple[_Memory, Sequence[FrozenTrial]]:
+        """Read what happened since the last look."""
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        memory = self._memory(study)
+        if not memory.past.is_of(trials):
+            del self._memories[study._storage][study._study_id]
+            memory = self._memory(study)
+        memory.past.read(trials)
+        return memory, trials
 
     def _seed_of(self, study: optuna.Study) -> int:
         if self.seed is not None:
@@ -241,7 +254,6 @@ class _Memory:
             key = f"{REGION_ATTRIBUTE}{first}"
             stored = study._storage.get_study_system_attrs(study._study_id)
             if key not in stored:
-                self.past.read(trials)
                 opened = next(t for t in trials if t.number >= first and t.datetime_start)
                 region = narrowed(stage, first, self.past.outcomes(until=opened))
                 study._storage.set_study_system_attr(

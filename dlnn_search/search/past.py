@@ -65,6 +65,15 @@ class Past:
         """Every parameter of the finished trials, in the order in which they came up."""
         return self._axes
 
+    def is_of(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether it was read from these trials: another study may have got a deleted one's id."""
+        if not self._trials:
+            return True
+        known = self._trials[-1]
+        return known.number < len(trials) and (
+            trials[known.number].datetime_start == known.datetime_start
+        )
+
     def read(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in the trials that finished since the last look."""
         fresh = [t for t in trials if t.number not in self._seen and t.state.is_finished()]

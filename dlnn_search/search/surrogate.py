@@ -26,6 +26,8 @@ NOISE_SPREAD = 1.5
 SCALE_SPREAD = 0.5
 MAX_STEPS = 30
 JITTER = 1e-6
+#: Beyond it, differences would overflow.
+MAX_LOSS = 1e150
 #: Below it single precision tells nothing.
 MIN_VARIANCE = 1e-6
 #: A failure's, in steps from the median to the best tenth, where nothing worse finished.
@@ -102,7 +104,7 @@ def scores(losses: Floats) -> Floats:
     """
     failed = np.isinf(losses)
     worst = np.max(losses[~failed])
-    known = np.where(failed, worst, losses)
+    known = np.clip(np.where(failed, worst, losses), -MAX_LOSS, MAX_LOSS)
     median, good = np.quantile(known, [0.5, 0.1])
     width = median - good if median > good else max(float(np.ptp(known)), 1e-12)
     steps = (median - known) / width
