@@ -90,8 +90,10 @@ def limit_hours(text: str | None) -> float | None:
         hours = float(text)
     except ValueError:
         return parse_duration(text)
-    if not 0 < hours < math.inf:
-        raise UsageError(f"Expected a number of hours above 0, such as 20, got '{text}'.")
+    if not 0 < hours <= MAX_SECONDS / SECONDS["h"]:
+        raise UsageError(
+            f"Expected a number of hours above 0, such as 20, and below 100 years, got '{text}'."
+        )
     return hours * SECONDS["h"]
 
 

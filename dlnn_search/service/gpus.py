@@ -211,7 +211,7 @@ def choose_gpus(wanted: str | None, found: Sequence[Gpu]) -> list[Gpu]:
         if wanted is not None and not found:
             raise UsageError(_no_gpu(wanted))
         return list(found)
-    if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
+    if not re.fullmatch(r"\d{1,4}(\s*,\s*\d{1,4})*", text):
         raise UsageError(
             f"Expected --gpus as numbers such as 0,1, or 'all' or 'none', got '{wanted}'."
         )

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 
 import dlnn_search
-from dlnn_search.cli_options import parse_duration
+from dlnn_search.cli_options import limit_hours, limit_moment, limit_seconds, parse_duration
 from dlnn_search.config import Config, read_config
 from dlnn_search.data.clock_import import import_clocks
 from dlnn_search.errors import DataError, StorageError, StudyError, TrainingError, UsageError
 from dlnn_search.named_configs import NAMED, find_config
 from dlnn_search.secret import hidden, remember, taken_off_command_line
+from dlnn_search.service.gpus import Gpu, choose_gpus
 from dlnn_search.storage.database import database_url, shown
 from dlnn_search.study import NAME_PATTERN
 from dlnn_search.study_files import built_in_studies, load_study
@@ -227,9 +228,51 @@ def test_any_text_is_a_time_that_ends_or_refused(text: str) -> None:
     assert math.isfinite(seconds) and seconds > 0
 
 
+@many
+@given(text=st.text(max_size=30) | st.floats().map(str) | st.text(alphabet="0123456789.ehm-:T+ "))
+@example(text="1e308")
+@example(text="nan")
+@example(text="9999-12-31T23:59:59")
+@example(text="0001-01-01")
+def test_any_text_is_a_limit_or_refused(text: str) -> None:
+    for read in (limit_hours, limit_seconds, limit_moment):
+        try:
+            limit = read(text)
+        except UsageError:
+            continue
+        unlimited = text.strip().lower() == "none"
+        assert limit is not None and limit > 0 and math.isinf(limit) == unlimited
+
+
 @given(hours=st.integers(0, 500), minutes=st.integers(1, 59))
 def test_a_time_is_read_as_it_is_written(hours: int, minutes: int) -> None:
     assert parse_duration(f"{hours}h{minutes}m") == hours * 3_600 + minutes * 60
+
+
+# GPUs ---------------------------------------------------------------------------------------
+
+
+@many
+@given(
+    text=st.text(max_size=30) | st.text(alphabet="0123456789, alnoe", max_size=12),
+    n_gpus=st.integers(0, 4),
+)
+@example(text="9" * 5_000, n_gpus=2)
+@example(text="0,,1", n_gpus=2)
+@example(text="0,0", n_gpus=2)
+@example(text="-1", n_gpus=2)
+@example(text="²", n_gpus=2)
+@example(text="٠,١", n_gpus=2)
+def test_any_text_names_gpus_that_are_there_or_is_refused(text: str, n_gpus: int) -> None:
+    found = [Gpu(number, f"GPU-{number}", "made up", 16_384) for number in range(n_gpus)]
+    try:
+        chosen = choose_gpus(text, found)
+    except UsageError:
+        return
+    assert len({gpu.index for gpu in chosen}) == len(chosen)
+    assert set(chosen) <= set(found)
+    if text.strip().lower() not in ("all", "none"):
+        assert [gpu.index for gpu in chosen] == [int(number) for number in text.split(",")]
 
 
 # Arrays -------------------------------------------------------------------------------------
