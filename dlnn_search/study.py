@@ -108,6 +108,8 @@ class Study:
         trials: The budget, unless `--trials` says otherwise.
         keep_checkpoints: So many of the best trials keep their weights on disk.
         quick: The small version, which is a study of its own in the database.
+        reuse: Whether a config that was trained already, in another trial, has that result; False
+            trains it again.
         load: Makes the pictures of an `OwnData` from its options.
         build: Makes the Keras model of an `OwnModel` from its options, the pictures' (height,
             width, channels) and the number of classes: from uint8 to probabilities.
@@ -133,6 +135,7 @@ class Study:
     trials: int = 50
     keep_checkpoints: int = 3
     quick: Quick | None = None
+    reuse: bool = True
     load: Loader | None = None
     build: Builder | None = None
     range_test: RangeTest | None = None

@@ -26,6 +26,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.place import place_of
 from dlnn_search.storage.presence import Presence, has_trained_here
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, Slots
+from dlnn_search.storage.twins import Twin, find_twin
 from dlnn_search.study import Study
 from dlnn_search.training.checkpoint import (
     Checkpoint,
@@ -52,6 +53,8 @@ class Verdict:
         trouble: Data, disk or database are missing: the trial is not to blame. The slot is
             released at no cost, and the worker pauses and tries again.
         bug: The traceback, where the study's or our own code is to blame.
+        twin: Another trial with the same config: its result counts for this one, too, now or
+            when it has one.
     """
 
     outcome: Outcome | None
@@ -61,6 +64,7 @@ class Verdict:
     failure: Kind | None = None
     trouble: str | None = None
     bug: str | None = None
+    twin: Twin | None = None
 
 
 class Objective:
@@ -98,7 +102,9 @@ class Objective:
         """
         self._ending = None
         try:
-            return self._train(self._config(trial, slot), trial, slot)
+            config = self._config(trial, slot)
+            twin = self._retrying(lambda: self._twin_of(slot, config))
+            return self._train(config, trial, slot) if twin is None else Verdict(None, twin=twin)
         except LostLeaseError:
             raise
         except UpdateFinishedTrialError:
@@ -145,6 +151,10 @@ class Objective:
         config = resolve_precision(config, shape)
         self._retrying(lambda: self._slots.set_config(slot, config.model_dump(mode="json")))
         return config
+
+    def _twin_of(self, slot: Slot, config: Config) -> Twin | None:
+        study_id, reuse = self._presence.study_id, self._study.reuse
+        return find_twin(self._database, study_id, slot, config.fingerprint(), reuse=reuse)
 
     def _images(self, config: Config) -> TrainingData:
         images = _load(config.data, config.training.curriculum)
@@ -223,6 +233,7 @@ class Objective:
                 state="training",
                 message=None,
                 trial_number=trial.number,
+                slot_id=slot.id,
                 epoch=0,
                 epochs=epochs,
                 share=0.0,

@@ -92,3 +92,19 @@ class Reports:
             return
         self._storage.set_trial_intermediate_value(self._trial_id, epoch, value)
         self._told[epoch] = value
+
+
+def report_whole_curve(
+    optuna_study: optuna.Study, trial_id: int, metric: str, values: Mapping[int, float]
+) -> None:
+    """Report a curve that another trial trained: this one has the same config.
+
+    Args:
+        optuna_study: The trial's study.
+        trial_id: Optuna's id of it.
+        metric: That the study optimises.
+        values: The metric by epoch.
+    """
+    reports = Reports(optuna_study, trial_id, metric=metric, epochs=len(values), rungs=())
+    reports.begin(values, is_new=False)
+    reports.end(values)

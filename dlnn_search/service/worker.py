@@ -1,88 +1,61 @@
-"""A worker: claims slots of one study and trains them until the budget is used up."""
+"""A worker: claims slots of one study and trains them until none may be claimed."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import optuna
 
-from dlnn_search.errors import DlnnSearchError, StudyError
+from dlnn_search.errors import DlnnSearchError, OutageError, StudyError
 from dlnn_search.search.objective import Objective, Verdict
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
-from dlnn_search.service.convergence import converged_words, stop_if_converged
+from dlnn_search.search.optuna_study import (
+    begin_trial,
+    open_optuna_study,
+    put_back,
+    tell,
+)
+from dlnn_search.search.reports import report_whole_curve
+from dlnn_search.search.sweep import sweep, tell_what_is_untold
+from dlnn_search.service.convergence import stop_if_converged
+from dlnn_search.service.interruption import Interruption
 from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
 from dlnn_search.service.note import write_note
 from dlnn_search.storage.artifacts import settle_checkpoint
-from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.budget import budget_use
+from dlnn_search.storage.control import Orders, stop_after_bugs
+from dlnn_search.storage.control import orders as orders_of
+from dlnn_search.storage.curves import curve_of_slot
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.events import add_event
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import pause_seconds
-from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
+from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots, new_token
+from dlnn_search.storage.twins import Twin, settle_like
 from dlnn_search.study import Study
 
 #: Between two looks for a slot that its holder may lose.
 WAIT_SECONDS = 2.0
-#: What an epoch may still take after a SIGTERM.
-EPOCH_SECONDS = 12
-#: Two SIGTERMs within that time are one.
-SAME_SECONDS = 1.0
-#: That many failures in a row by a bug, and the study is taken to be broken.
+#: Between two looks for trials that nobody runs, while there is nothing else to do.
+SWEEP_SECONDS = 30.0
+#: That many failures in a row by a bug, over all workers, and the study is taken to be broken.
 MAX_BUGS_IN_A_ROW = 3
+#: A database that is away when the worker ends is tried that long: a killer may wait.
+LAST_WORDS_SECONDS = 3.0
 
 EXIT_DONE = 0
 #: Interrupted by a signal: slots released, checkpoints kept. 128 + SIGINT, as shells have it.
 EXIT_INTERRUPTED = 130
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
-
-
-class Interruption:
-    """The first signal lets the epoch end; the second one ends the worker now.
-
-    A SIGTERM comes before a SIGKILL, under Slurm and Kubernetes 30 s before: a worker that nobody
-    looks after gives itself `EPOCH_SECONDS`, then it ends now.
-    """
-
-    def __init__(self, *, alone: bool) -> None:
-        self._alone = alone
-        self._asked = False
-        self._asked_at = 0.0
-        self.now = False
-        """Whether the second signal came."""
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        previous = {
-            number: signal.signal(number, self._hear)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-        }
-        try:
-            yield
-        finally:
-            signal.alarm(0)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if not self._asked:
-            self._asked, self._asked_at = True, time.monotonic()
-            if number == signal.SIGTERM and self._alone:
-                signal.alarm(EPOCH_SECONDS)
-        elif number != signal.SIGTERM or time.monotonic() - self._asked_at > SAME_SECONDS:
-            # Slurm sends a SIGTERM to each process, and our supervisor passes its own on.
-            self.now = True
-            raise KeyboardInterrupt
 
 
 def run_worker(
@@ -94,7 +67,7 @@ def run_worker(
     memory: MemoryWatch | None = None,
     **about: Any,
 ) -> int:
-    """Train trials until none is left, and return the exit code.
+    """Train trials until none may be claimed any more, and return the exit code.
 
     Args:
         study: As it is here.
@@ -104,146 +77,316 @@ def run_worker(
         memory: Ends the worker when it has grown; None lets it grow.
         about: What its row says of it: `gpu`, `threads`, `log`, `supervisor`.
 
+    Returns:
+        `EXIT_DONE` where the budget is used up or the study was asked to stop;
+        `EXIT_INTERRUPTED` after a signal; `EXIT_RECYCLED` when memory has grown.
+
     Raises:
         UsageError: If the study was never started.
         StudyError: If the study or its pictures differ from the stored ones, or if it fails
             again and again.
-        StorageError, DataError: If the database, the disk or the data fails; what was begun
-            goes on from its checkpoint at the next start.
+        StorageError, DataError: If the database, the disk or the data fails for good; what was
+            begun goes on from its checkpoint at the next start.
     """
     stored = join_study(study, database)
-    study = with_kept_rate(study, database, stored)
-    slots = Slots(database, stored.id)
+    study = database.retrying(lambda: with_kept_rate(study, database, stored))
     presence = Presence(database, stored.id, name, **about)
-    optuna_study = open_optuna_study(study, database)
     interrupted = Interruption(alone=about.get("supervisor") is None)
-    # Its threads were set by the environment, before TensorFlow was imported.
-    objective = Objective(study, database, slots, presence, threads=None, interrupted=interrupted)
-    slot: Slot | None = None
-    n_bugs = 0
-    n_troubles = 0
-    try:
-        with interrupted.listening():
-            prepare()
-            while not interrupted():
-                _tell_what_is_untold(optuna_study, slots)
-                slot = slots.claim(presence.worker)
-                if slot is None:
-                    if slots.all_done() or converged_words(database, stored.id):
-                        return EXIT_DONE
-                    presence.show(state="waiting", trial_number=None, epoch=None)
-                    _wait(interrupted)
-                    continue
-                try:
-                    verdict = _run_slot(
-                        slot, slots, optuna_study, study, objective, database, interrupted
-                    )
-                except LostLeaseError as lost:
-                    log.warning("%s This worker's result is dropped.", lost)
-                    slot = None
-                    continue
-                slot = None
-                if verdict.outcome == "complete":
-                    stop_if_converged(database, stored, worker=presence.worker)
-                n_troubles = n_troubles + 1 if verdict.trouble else 0
-                if verdict.trouble:
-                    log.warning("%s", verdict.trouble)
-                    presence.show(state="troubled", message=verdict.trouble, trial_number=None)
-                    _wait(interrupted, pause_seconds(n_troubles))
-                    continue
-                n_bugs = n_bugs + 1 if verdict.bug else 0
-                if verdict.bug:
-                    log.error("%s", verdict.bug)
-                if n_bugs == MAX_BUGS_IN_A_ROW:
-                    raise StudyError(
-                        f"{n_bugs} trials in a row failed, the last with: {verdict.reason} "
-                        "Mend the study, then start it again."
-                    )
-                if memory is not None and (grown := memory.grown_words()):
-                    words = f"Worker {presence.worker} ends: its {grown}. A new one may start."
-                    add_event(database, stored.id, "recycled", words, worker=presence.worker)
-                    presence.show(message=grown)
-                    return EXIT_RECYCLED
+    return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
+
+
+class _Worker:
+    """One worker, and the slot that it holds, if it does."""
+
+    def __init__(
+        self,
+        study: Study,
+        stored: StoredStudy,
+        database: Database,
+        presence: Presence,
+        interrupted: Interruption,
+        memory: MemoryWatch | None,
+    ) -> None:
+        self._study = study
+        self._stored = stored
+        self._study_id = stored.id
+        self._database = database
+        self._presence = presence
+        self._interrupted = interrupted
+        self._memory = memory
+        self._slots = Slots(database, stored.id, on_orders=self._interrupted.hear)
+        self._optuna_study = open_optuna_study(study, database)
+        self._objective = Objective(
+            study,
+            database,
+            self._slots,
+            presence,
+            threads=None,  # set by the environment, before TensorFlow was imported
+            interrupted=self._interrupted,
+        )
+        self._slot: Slot | None = None
+        self._n_troubles = 0
+        self._swept = 0.0
+
+    def run(self, prepare: Callable[[], None]) -> int:
+        try:
+            with self._interrupted.listening():
+                prepare()
+                return self._work()
+        except OutageError:
+            if not self._interrupted.by_signal:
+                raise
             return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
+        finally:
+            # The disk or the server may be what failed: the lease then ends by itself.
+            with suppress(DlnnSearchError):
+                self._database.retrying(self._leave, seconds=LAST_WORDS_SECONDS)
+
+    def _work(self) -> int:
+        self._sweep()
+        while not self._interrupted.by_signal:
+            self._retrying(lambda: tell_what_is_untold(self._optuna_study, self._slots))
+            token = new_token()
+            self._slot = self._retrying(
+                lambda token=token: self._slots.claim(self._presence.worker, token)  # type: ignore[misc]
+            )
+            if self._slot is None:
+                code = self._wait_for_a_slot()
+                if code is not None:
+                    return code
+                continue
+            self._interrupted.begin_anew()
+            verdict = self._hold(self._slot)
+            self._slot = None
+            if verdict is None:
+                continue
+            self._draw_conclusions(verdict)
+            if self._memory is not None and (grown := self._memory.grown_words()):
+                words = f"Worker {self._presence.worker} ends: its {grown}. A new one may start."
+                self._event("recycled", words)
+                self._show(message=grown)
+                return EXIT_RECYCLED
         return EXIT_INTERRUPTED
-    finally:
-        # The disk or the server may be what failed: the lease then ends by itself.
-        with suppress(DlnnSearchError):
-            if slot is not None:
-                slots.release(slot)
-            presence.show(state="stopped", trial_number=None)
 
+    def _wait_for_a_slot(self) -> int | None:
+        """Wait a little; return the exit code instead where no slot will be given any more."""
+        orders = self._orders()
+        if orders.control in ("stop", "stop_now"):
+            why = f": {_last_line(orders.reason)}" if orders.reason else "."
+            return self._end(f"The study '{self._study.name}' is asked to stop{why}")
+        if self._retrying(self._slots.all_done):
+            return self._end(None)
+        if orders.time_is_up:
+            use = self._retrying(lambda: budget_use(self._database, self._study_id))
+            return self._end(f"The budget of '{self._study.name}' is {use.exhausted}.")
+        state = "paused" if orders.control == "pause" else "waiting"
+        self._show(state=state, message=orders.reason)
+        if time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._sweep()
+        self._wait(WAIT_SECONDS)
+        return None
 
-def _run_slot(
-    slot: Slot,
-    slots: Slots,
-    optuna_study: optuna.Study,
-    study: Study,
-    objective: Objective,
-    database: Database,
-    interrupted: Interruption,
-) -> Verdict:
-    with storage_errors(database.url):
-        trial = begin_trial(optuna_study, study, slot)
-    try:
-        slots.begin(slot, trial._trial_id, trial.number)
-    except LostLeaseError:
-        if slots.trial_of(slot) != trial._trial_id:  # nobody will go on with it
-            tell(optuna_study, trial._trial_id, "failed", None)
-        raise
-    if slot.losses >= MAX_LOSSES:
-        verdict = Verdict(
-            "failed",
-            reason=f"Lost {slot.losses} times: its workers were killed or hung.",
-            failure="lost",
-        )
-    else:
-        verdict = objective(trial, slot)
-    if verdict.outcome == "failed" and interrupted.now:
-        # Libraries turn the interruption into errors of their own: the trial is not to blame.
-        raise KeyboardInterrupt
-    if verdict.outcome is None:
-        slots.release(slot, failure=verdict.failure, reason=verdict.reason)
+    def _end(self, words: str | None) -> int:
+        self._sweep()
+        if words is not None:
+            log.warning("%s", words)
+            self._show(message=words)
+        return EXIT_DONE
+
+    def _hold(self, slot: Slot) -> Verdict | None:
+        """Train a slot's trial and store what came of it; None where the slot was lost."""
+        try:
+            return self._run(slot)
+        except LostLeaseError as lost:
+            log.warning("%s This worker's result is dropped.", lost)
+            self._event(
+                "fenced", f"{self._presence.worker} had lost slot {slot.number}: {lost}", slot
+            )
+            return None
+
+    def _run(self, slot: Slot) -> Verdict:
+        trial: optuna.Trial | None = None
+        try:
+            with self._interrupted.training():
+                trial = self._begin(slot)
+                if slot.losses >= MAX_LOSSES:
+                    verdict = Verdict(
+                        "failed",
+                        reason=f"Lost {slot.losses} times: its workers were killed or hung.",
+                        failure="lost",
+                    )
+                else:
+                    verdict = self._objective(trial, slot)
+        except KeyboardInterrupt:
+            verdict = Verdict(None)
+        if self._interrupted.now and (verdict.outcome == "failed" or verdict.trouble):
+            # Libraries turn the interruption into errors of their own: the trial is not to blame.
+            verdict = Verdict(None)
+        if trial is not None and verdict.twin is not None and verdict.twin.outcome is not None:
+            return self._reuse(slot, trial, verdict.twin)
+        if trial is None or verdict.outcome is None:
+            self._give_back(slot, verdict)
+        else:
+            outcome = verdict.outcome
+            self._retrying(
+                lambda: self._slots.settle(
+                    slot,
+                    outcome,
+                    value=verdict.value,
+                    best_epoch=verdict.best_epoch,
+                    reason=verdict.reason,
+                    failure=verdict.failure,
+                )
+            )
+            self._tell(slot, trial, verdict)
         return verdict
-    slots.settle(
-        slot,
-        verdict.outcome,
-        value=verdict.value,
-        best_epoch=verdict.best_epoch,
-        reason=verdict.reason,
-        failure=verdict.failure,
-    )
-    with storage_errors(database.url):
-        write_note(trial, slot, verdict, database, study.metric)
-        tell(
-            optuna_study,
-            trial._trial_id,
-            verdict.outcome,
-            verdict.value,
-            failure=verdict.failure,
-            reason=verdict.reason,
+
+    def _begin(self, slot: Slot) -> optuna.Trial:
+        tries = 0
+
+        def begin() -> optuna.Trial:
+            nonlocal tries
+            tries += 1
+            return begin_trial(self._optuna_study, self._study, slot, again=tries > 1)
+
+        trial = self._retrying(begin)
+        try:
+            self._retrying(lambda: self._slots.begin(slot, trial._trial_id, trial.number))
+        except LostLeaseError:
+            if self._slots.trial_of(slot) != trial._trial_id:  # nobody will go on with it
+                tell(self._optuna_study, trial._trial_id, "failed", None, failure="lost")
+            raise
+        return trial
+
+    def _reuse(self, slot: Slot, trial: optuna.Trial, twin: Twin) -> Verdict:
+        """Give a trial the result of another with the same config."""
+        assert twin.outcome is not None
+        verdict = Verdict(
+            twin.outcome,
+            value=twin.value,
+            best_epoch=twin.best_epoch,
+            reason=twin.reason,
+            failure="diverged" if twin.failure is not None else None,
         )
-    slots.mark_told(slot.id)
-    settle_checkpoint(database, slot.id, study.keep_checkpoints)
-    return verdict
-
-
-def _tell_what_is_untold(optuna_study: optuna.Study, slots: Slots) -> None:
-    """Finish the trials whose worker settled its slot and vanished right after."""
-    for settled in slots.untold():
-        tell(
-            optuna_study,
-            settled.trial_id,
-            settled.outcome,
-            settled.value,
-            failure=settled.failure,
-            reason=settled.reason,
+        points = self._retrying(lambda: curve_of_slot(self._database, twin.slot_id))
+        values = {point.epoch: point.metrics[self._study.metric] for point in points}
+        self._retrying(
+            lambda: report_whole_curve(
+                self._optuna_study, trial._trial_id, self._study.metric, values
+            )
         )
-        slots.mark_told(settled.slot_id)
+        self._retrying(lambda: settle_like(self._database, self._study_id, slot, twin))
+        self._tell(slot, trial, verdict)
+        return verdict
+
+    def _tell(self, slot: Slot, trial: optuna.Trial, verdict: Verdict) -> None:
+        """Let Optuna have what the settled slot has; whoever comes next would do it, too."""
+
+        def tell_all() -> None:
+            assert verdict.outcome is not None
+            write_note(trial, slot, verdict, self._database, self._study.metric)
+            tell(
+                self._optuna_study,
+                trial._trial_id,
+                verdict.outcome,
+                verdict.value,
+                failure=verdict.failure,
+                reason=verdict.reason,
+            )
+            self._slots.mark_told(slot.id)
+
+        self._retrying(tell_all)
+        keep = self._study.keep_checkpoints
+        self._retrying(lambda: settle_checkpoint(self._database, slot.id, keep))
+
+    def _give_back(self, slot: Slot, verdict: Verdict) -> None:
+        """Release a slot; its trial waits, as nobody runs it."""
+        self._retrying(lambda: self._release(slot, verdict))
+
+    def _release(self, slot: Slot, verdict: Verdict) -> None:
+        trial_id = self._slots.trial_if_held(slot)  # what Optuna writes is not fenced
+        if trial_id is not None:
+            put_back(self._optuna_study, trial_id)
+        self._slots.release(slot, failure=verdict.failure, reason=verdict.reason)
+
+    def _draw_conclusions(self, verdict: Verdict) -> None:
+        """Act on what a trial's end says of the data, the disk, or the study."""
+        if verdict.trouble is not None:
+            self._n_troubles += 1
+            if self._n_troubles == 1:
+                log.warning("%s", verdict.trouble)
+                self._event("trouble", verdict.trouble)
+            self._show(state="troubled", message=verdict.trouble)
+            self._wait(pause_seconds(self._n_troubles), for_orders=True)
+            return
+        if self._n_troubles and verdict.outcome is not None:
+            self._event("recovered", f"{self._presence.worker} trains again.")
+            self._n_troubles = 0
+        if verdict.outcome == "complete":
+            worker = self._presence.worker
+            self._retrying(lambda: stop_if_converged(self._database, self._stored, worker=worker))
+        if verdict.bug is None:
+            return
+        log.error("%s", verdict.bug)
+        traceback = verdict.bug
+        stopped = self._retrying(
+            lambda: stop_after_bugs(
+                self._database,
+                self._study_id,
+                MAX_BUGS_IN_A_ROW,
+                traceback,
+                worker=self._presence.worker,
+            )
+        )
+        if stopped:
+            raise StudyError(
+                f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
+                "Mend the study, then start it again."
+            )
+
+    def _leave(self) -> None:
+        """Give back what is held, and say that the worker ended."""
+        if self._slot is not None:
+            with suppress(LostLeaseError):
+                self._release(self._slot, Verdict(None))
+        self._presence.show(state="stopped", trial_number=None, slot_id=None)
+
+    def _sweep(self) -> None:
+        self._retrying(lambda: sweep(self._optuna_study, self._slots))
+        self._swept = time.monotonic()
+
+    def _orders(self) -> Orders:
+        return self._retrying(lambda: orders_of(self._database, self._study_id))
+
+    def _show(self, **values: Any) -> None:
+        whole = {"trial_number": None, "slot_id": None, "epoch": None, **values}
+        self._retrying(lambda: self._presence.show(**whole))
+
+    def _event(self, kind: str, words: str, slot: Slot | None = None) -> None:
+        with suppress(DlnnSearchError):  # a remark
+            add_event(
+                self._database,
+                self._study_id,
+                kind,
+                words,
+                worker=self._presence.worker,
+                slot_id=None if slot is None else slot.id,
+            )
+
+    def _retrying(self, call: Callable[[], T]) -> T:
+        return self._database.retrying(call, interrupted=lambda: self._interrupted.by_signal)
+
+    def _wait(self, seconds: float, *, for_orders: bool = False) -> None:
+        """Wait, but not when a signal comes, nor, if asked, when the study shall not run."""
+        ends = time.monotonic() + seconds
+        look_at = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < ends and not self._interrupted.by_signal:
+            time.sleep(0.1)
+            if for_orders and time.monotonic() > look_at:
+                if self._orders().control != "run":
+                    return
+                look_at = time.monotonic() + WAIT_SECONDS
 
 
-def _wait(interrupted: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends and not interrupted():
-        time.sleep(0.1)
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]

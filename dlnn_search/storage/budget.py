@@ -7,6 +7,7 @@ clock.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -284,24 +285,37 @@ def time_is_up(study_id: int) -> sa.ColumnElement[int]:
 
 def begin_spell(connection: Connection, study_id: int) -> None:
     """Let wall time run from now on, unless it does."""
-    connection.execute(
-        studies.update()
-        .where(studies.c.id == study_id, studies.c.active_since.is_(None))
-        .values(active_since=now())
-    )
+    connection.execute(_begin_spell(study_id))
 
 
 def end_spell(connection: Connection, study_id: int, *, by_crash: bool) -> None:
     """Stop wall time where no slot is held any more.
 
     Args:
+        connection: Of a transaction that is open.
+        study_id: Whose.
         by_crash: Whether time stopped at the end of the last lease instead of now.
     """
+    connection.execute(_end_spell(study_id, by_crash))
+
+
+# Made once: that takes longer than to run them, and every claim and settlement does.
+@functools.lru_cache(maxsize=16)
+def _begin_spell(study_id: int) -> Any:
+    return (
+        studies.update()
+        .where(studies.c.id == study_id, studies.c.active_since.is_(None))
+        .values(active_since=now())
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _end_spell(study_id: int, by_crash: bool) -> Any:
     alive = sa.exists().where(
         slots.c.study_id == study_id, slots.c.state == "held", slots.c.lease_ends_at > now()
     )
     spell = spell_seconds(study_id) if by_crash else now() - studies.c.active_since
-    connection.execute(
+    return (
         studies.update()
         .where(studies.c.id == study_id, studies.c.active_since.is_not(None), ~alive)
         .values(wall_used_seconds=studies.c.wall_used_seconds + spell, active_since=None)

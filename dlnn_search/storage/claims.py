@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,9 +15,11 @@ OPEN = slots.c.state == sa.literal_column("'open'")
 HELD = slots.c.state == sa.literal_column("'held'")
 
 
-def claim_statement(study_id: int, worker: str, token: str) -> Any:
+@functools.lru_cache(maxsize=16)
+def claim_statement(study_id: int) -> Any:
     """Return the statement that claims a begun slot, else the one with the lowest number.
 
+    Its parameters are `by` and `with_token`. It is made once: that takes longer than to run it.
     It claims only if the study runs, no budget of time is used up, and the slot is open and
     waits for no other that trains the same config. It returns the slot's row, or none.
     """
@@ -42,8 +45,8 @@ def claim_statement(study_id: int, worker: str, token: str) -> Any:
         .where(slots.c.id == chosen, allowed)
         .values(
             state="held",
-            worker=worker,
-            claim_token=token,
+            worker=sa.bindparam("by"),
+            claim_token=sa.bindparam("with_token"),
             fence=slots.c.fence + 1,
             lease_ends_at=lease_end(study_id),
             claimed_at=now(),

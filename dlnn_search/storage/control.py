@@ -7,6 +7,7 @@ back, end. Workers read it about once a second, with each renewal of a lease.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -150,6 +151,7 @@ def read_orders(connection: Connection, study_id: int) -> Orders:
     return Orders(row.control, row.control_reason, bool(row.time_is_up))
 
 
+@functools.lru_cache(maxsize=16)
 def orders_query(study_id: int) -> sa.Select[Any]:
     """Return the query of what `Orders` holds."""
     return sa.select(

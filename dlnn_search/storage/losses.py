@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,15 +22,9 @@ def open_expired(connection: Connection, study_id: int) -> int:
 
     A row that another transaction holds is left to it: that one writes to it just now.
     """
-    expired = (
-        sa.select(slots.c.id)
-        .where(slots.c.study_id == study_id, slots.c.state == "held")
-        .where(slots.c.lease_ends_at < now())
-        .with_for_update(skip_locked=True)
-    )
-    return _open(
-        connection, study_id, slots.c.id.in_(expired), "made no progress until its lease ended"
-    )
+    rows = connection.execute(_open_expired(study_id)).all()
+    _tell(connection, study_id, rows, "made no progress until its lease ended")
+    return len(rows)
 
 
 def open_of_dead(connection: Connection, study_id: int, worker: str, *, is_loss: bool) -> None:
@@ -36,8 +32,10 @@ def open_of_dead(connection: Connection, study_id: int, worker: str, *, is_loss:
 
     Its fence is raised at once: should it live after all, it has lost the slot all the same.
     """
-    held = sa.and_(slots.c.study_id == study_id, slots.c.state == "held", slots.c.worker == worker)
-    _open(connection, study_id, held, "died" if is_loss else None, fence=slots.c.fence + 1)
+    held = sa.and_(slots.c.study_id == study_id, slots.c.worker == worker)
+    rows = connection.execute(_open(held, is_loss, fence=slots.c.fence + 1)).all()
+    if is_loss:
+        _tell(connection, study_id, rows, "died")
     connection.execute(
         workers.update()
         .where(workers.c.id == worker)
@@ -45,15 +43,19 @@ def open_of_dead(connection: Connection, study_id: int, worker: str, *, is_loss:
     )
 
 
-def _open(
-    connection: Connection,
-    study_id: int,
-    where: sa.ColumnElement[bool],
-    how: str | None,
-    **values: Any,
-) -> int:
-    """Open slots; `how` they were lost, None where that is no loss."""
-    rows = connection.execute(
+@functools.lru_cache(maxsize=16)  # every claim does it first
+def _open_expired(study_id: int) -> Any:
+    expired = (
+        sa.select(slots.c.id)
+        .where(slots.c.study_id == study_id, slots.c.state == "held")
+        .where(slots.c.lease_ends_at < now())
+        .with_for_update(skip_locked=True)
+    )
+    return _open(slots.c.id.in_(expired), is_loss=True)
+
+
+def _open(where: sa.ColumnElement[bool], is_loss: bool, **values: Any) -> Any:
+    return (
         slots.update()
         .where(where, slots.c.state == "held")
         .values(
@@ -61,12 +63,15 @@ def _open(
             lease_ends_at=None,
             claimed_at=None,
             spent_seconds=slots.c.spent_seconds + held_seconds(),
-            losses=slots.c.losses + int(how is not None),
+            losses=slots.c.losses + int(is_loss),
             **values,
         )
         .returning(slots.c.id, slots.c.number, slots.c.trial_number, slots.c.worker, slots.c.losses)
-    ).all()
-    for row in rows if how is not None else ():
+    )
+
+
+def _tell(connection: Connection, study_id: int, rows: Sequence[Any], how: str) -> None:
+    for row in rows:
         name = f"Slot {row.number}" if row.trial_number is None else f"Trial {row.trial_number}"
         insert_event(
             connection,
@@ -76,4 +81,3 @@ def _open(
             worker=row.worker,
             slot_id=row.id,
         )
-    return len(rows)

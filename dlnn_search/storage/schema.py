@@ -97,6 +97,7 @@ slots = Table(
     Index(
         "dlnn_slots_begun",
         "study_id",
+        "state",  # as in the index above, or SQLite takes that one, of many rows
         "number",
         sqlite_where=text("state = 'open' AND trial_id IS NOT NULL"),
         postgresql_where=text("state = 'open' AND trial_id IS NOT NULL"),

@@ -146,11 +146,10 @@ class Slots:
             if row is None:
                 end_spell(connection, self._study_id, by_crash=True)
                 open_expired(connection, self._study_id)
-                row = (
-                    connection.execute(claim_statement(self._study_id, worker, token))
-                    .mappings()
-                    .first()
+                found = connection.execute(
+                    claim_statement(self._study_id), {"by": worker, "with_token": token}
                 )
+                row = found.mappings().first()
                 if row is not None:
                     begin_spell(connection, self._study_id)
         return None if row is None else _slot(row)
@@ -167,6 +166,15 @@ class Slots:
         """Return Optuna's id of the trial that the slot's present holder fills it with."""
         with self._database.transaction() as connection:
             return connection.scalar(sa.select(table.c.trial_id).where(table.c.id == slot.id))
+
+    def trial_if_held(self, slot: Slot) -> int | None:
+        """Return Optuna's id of the slot's trial if this holder still has it, else None."""
+        with self._database.transaction() as connection:
+            return connection.scalar(
+                sa.select(table.c.trial_id).where(
+                    table.c.id == slot.id, table.c.fence == slot.fence, HELD
+                )
+            )
 
     def set_config(self, slot: Slot, config: dict[str, Any]) -> None:
         """Note what the slot's trial trains, for whoever goes on with it.

@@ -51,6 +51,7 @@ def study_of(*, epochs: int = EPOCHS, pruner: Halving | None = None) -> Study:
         sampler=RandomSearch(),
         pruner=pruner,
         epochs=epochs,
+        reuse=False,  # tests train a config twice, and compare
         name="some-study",
     )
 

@@ -45,7 +45,7 @@ def upgrade() -> None:
     op.create_index(
         "dlnn_slots_begun",
         "dlnn_slots",
-        ["study_id", "number"],
+        ["study_id", "state", "number"],
         sqlite_where=begun,
         postgresql_where=begun,
     )

@@ -1,0 +1,427 @@
+"""A whole worker, with trials that take a second: what ends it, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
+from dlnn_search.errors import DataError, StudyError
+from dlnn_search.search import objective as module
+from dlnn_search.search.optuna_study import open_optuna_study
+from dlnn_search.service import worker as worker_module
+from dlnn_search.service.interruption import GRACE_SECONDS
+from dlnn_search.service.worker import EXIT_DONE, EXIT_INTERRUPTED, run_worker
+from dlnn_search.storage import schema
+from dlnn_search.storage.budget import Budget, budget_use, extend_budget
+from dlnn_search.storage.control import go_on, orders, set_control
+from dlnn_search.storage.curves import curve_of_slot
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import register
+from dlnn_search.storage.events import last_events
+from dlnn_search.storage.schema import now
+from dlnn_search.storage.slots import Slots
+from dlnn_search.study import RandomSearch, Study
+from dlnn_search.training import fit as fit_module
+from dlnn_search.training.checkpoint import Epoch, Pace
+
+from .slot_life import claimed, set_study
+from .trials_of_a_study import DATA, study_of
+
+EPOCHS = 6
+
+
+class Begun:
+    """A study in an SQLite database, before its first worker."""
+
+    def __init__(self, database: Database, study: Study, n_slots: int) -> None:
+        self.database = database
+        self.study = study
+        self.id = register(database, study.name, study.definition()).id
+        self.slots = Slots(database, self.id)
+        self.slots.extend_to(n_slots)
+        self.optuna_study = open_optuna_study(study, database)
+
+    def work(self, name: str = "worker") -> int:
+        return run_worker(self.study, self.database, name=name)
+
+    def rows(self) -> list[Any]:
+        query = sa.select(schema.slots).order_by(schema.slots.c.number)
+        with self.database.transaction() as connection:
+            return list(connection.execute(query.where(schema.slots.c.study_id == self.id)))
+
+    def worker_row(self, name: str = "worker") -> Any:
+        with self.database.transaction() as connection:
+            return connection.execute(
+                sa.select(schema.workers).where(schema.workers.c.id == name)
+            ).one()
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in last_events(self.database, self.id, 99)]
+
+    def epochs(self, number: int = 0) -> list[int]:
+        return [point.epoch for point in curve_of_slot(self.database, self.rows()[number].id)]
+
+    def assert_all_done(self) -> None:
+        """Exactly N, all told, no curve with a gap."""
+        rows = self.rows()
+        assert [(row.state, row.told) for row in rows] == [("done", 1)] * len(rows)
+        states = {trial.state for trial in self.optuna_study.trials}
+        assert states <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+        assert len(self.optuna_study.trials) == len(rows)
+        for row in rows:
+            if row.outcome == "complete":
+                assert self.epochs(row.number) == list(range(1, EPOCHS + 1))
+
+    def assert_nothing_runs(self) -> None:
+        assert "held" not in {row.state for row in self.rows()}
+        assert TrialState.RUNNING not in {trial.state for trial in self.optuna_study.trials}
+        assert self.worker_row().state == "stopped"
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_load", lambda *_: DATA)
+    monkeypatch.setattr(worker_module, "WAIT_SECONDS", 0.2)
+
+
+@pytest.fixture
+def begun(sqlite_database: Database) -> Begun:
+    return Begun(sqlite_database, study_of(epochs=EPOCHS), n_slots=3)
+
+
+def at_epochs(
+    monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], object]], *, slow: int = 0
+) -> list[int]:
+    """Do something before an epoch, once; let the epoch `slow` last a minute, with progress."""
+    trained: list[int] = []
+    train = fit_module._Run.epoch
+
+    def epoch(self: fit_module._Run, number: int) -> Epoch:
+        actions.pop(number, lambda: None)()
+        for part in range(600 if number == slow else 0):
+            self._on_progress(number, part / 600)
+            time.sleep(0.1)
+        trained.append(number)
+        return train(self, number)
+
+    monkeypatch.setattr(fit_module._Run, "epoch", epoch)
+    monkeypatch.setattr(Pace, "is_due", lambda _: True)
+    # Orders are read with each renewal: here it is one an epoch at least.
+    monkeypatch.setattr("dlnn_search.search.outbox.RENEW_SECONDS", 0.0)
+    return trained
+
+
+@contextmanager
+def after(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_worker_trains_all_slots_and_ends(begun: Begun) -> None:
+    assert begun.work() == EXIT_DONE
+    begun.assert_all_done()
+    begun.assert_nothing_runs()
+    use = budget_use(begun.database, begun.id)
+    assert 0 < use.worker_used_seconds <= use.wall_used_seconds + 0.1
+    assert use.exhausted == "exhausted by trials: all 3 are done"
+
+
+def test_stop_lets_the_running_trial_end_and_begins_none(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_epochs(monkeypatch, {3: lambda: set_control(begun.database, begun.id, "stop", "Enough.")})
+    assert begun.work() == EXIT_DONE
+    assert [row.state for row in begun.rows()] == ["done", "open", "open"]
+    assert begun.epochs() == list(range(1, EPOCHS + 1))
+    begun.assert_nothing_runs()
+    assert begun.worker_row().message == "The study 'some-study' is asked to stop: Enough."
+    assert begun.work("later") == EXIT_DONE, "until somebody sets it going"
+    assert len(begun.optuna_study.trials) == 1
+    go_on(begun.database, begun.id)
+    assert begun.work("last") == EXIT_DONE
+    begun.assert_all_done()
+
+
+def test_stop_now_gives_a_long_epoch_up_and_keeps_those_before(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = at_epochs(
+        monkeypatch, {3: lambda: set_control(begun.database, begun.id, "stop_now")}, slow=3
+    )
+    began = time.monotonic()
+    assert begun.work() == EXIT_DONE
+    assert time.monotonic() - began < GRACE_SECONDS + 20
+    assert trained == [1, 2] == begun.epochs()
+    begun.assert_nothing_runs()
+    (trial,) = begun.optuna_study.trials
+    assert trial.state == TrialState.WAITING
+    assert begun.rows()[0].losses == 0
+    go_on(begun.database, begun.id)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_load", lambda *_: DATA)
+    assert begun.work("next") == EXIT_DONE
+    begun.assert_all_done()
+
+
+def test_pause_keeps_the_epoch_and_waits_until_resume(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str | None, str]] = []
+
+    def look_and_resume() -> None:
+        while begun.worker_row().state != "paused":
+            time.sleep(0.05)
+        row = begun.worker_row()
+        seen.append((row.state, row.message, begun.rows()[0].state))
+        seen.append((begun.optuna_study.trials[0].state.name, None, ""))
+        go_on(begun.database, begun.id)
+
+    trained = at_epochs(
+        monkeypatch, {2: lambda: set_control(begun.database, begun.id, "pause", "Lunch.")}
+    )
+    with after(0.1, look_and_resume):
+        assert begun.work() == EXIT_DONE
+    assert seen == [("paused", "Lunch.", "open"), ("WAITING", None, "")]
+    assert trained[:EPOCHS] == list(range(1, EPOCHS + 1)), "the second epoch was kept"
+    begun.assert_all_done()
+    assert begun.kinds() == ["paused", "resumed"]
+
+
+def test_a_terminated_worker_gives_a_long_epoch_up_within_seconds(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[float] = []
+
+    def terminate() -> None:
+        sent.append(time.monotonic())
+        send(signal.SIGTERM)
+
+    trained = at_epochs(monkeypatch, {3: terminate}, slow=3)
+    assert begun.work() == EXIT_INTERRUPTED
+    assert GRACE_SECONDS - 0.1 < time.monotonic() - sent[0] < GRACE_SECONDS + 4
+    assert trained == [1, 2] == begun.epochs()
+    begun.assert_nothing_runs()
+    assert begun.rows()[0].losses == 0
+    assert begun.rows()[0].checkpoint_epoch == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_a_short_epoch_end_and_keeps_it(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    trained = at_epochs(monkeypatch, {3: lambda: send(number)})
+    assert begun.work() == EXIT_INTERRUPTED
+    assert trained == [1, 2, 3] == begun.epochs()
+    begun.assert_nothing_runs()
+    assert begun.work("next") == EXIT_DONE
+    begun.assert_all_done()
+
+
+def test_a_second_signal_gives_the_epoch_up_at_once(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = at_epochs(monkeypatch, {2: lambda: send(signal.SIGINT)}, slow=2)
+
+    def press_again() -> None:
+        wait_until(lambda: trained == [1])
+        time.sleep(1)
+        send(signal.SIGINT)
+
+    began = time.monotonic()
+    with after(0.0, press_again):
+        assert begun.work() == EXIT_INTERRUPTED
+    assert time.monotonic() - began < 30
+    assert trained == [1] == begun.epochs()
+    begun.assert_nothing_runs()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        time.sleep(0.02)
+
+
+def test_a_budget_of_time_that_is_used_up_keeps_the_epoch_and_ends_the_worker(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extend_budget(begun.database, begun.id, Budget(wall_seconds=3600))
+    trained = at_epochs(
+        monkeypatch,
+        {4: lambda: set_study(begun.database, begun.id, active_since=now() - 3601)},
+    )
+    assert begun.work() == EXIT_DONE
+    assert trained == [1, 2, 3, 4] == begun.epochs()
+    begun.assert_nothing_runs()
+    assert str(begun.worker_row().message).startswith(
+        "The budget of 'some-study' is exhausted by wall time: 1 h of 1 h; 0 of 3 trials are done"
+    )
+    extend_budget(begun.database, begun.id, Budget(wall_seconds=36_000))
+    assert begun.work("next") == EXIT_DONE
+    assert trained[:EPOCHS] == list(range(1, EPOCHS + 1))
+    begun.assert_all_done()
+
+
+def test_a_worker_that_lost_its_slot_drops_its_work_with_one_word(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose_it() -> None:
+        """As if frozen: another worker has the slot, and finished it, when this one wakes."""
+        (row,) = [row for row in begun.rows() if row.state == "held"]
+        with begun.database.transaction() as connection:
+            connection.execute(
+                schema.slots.update()
+                .where(schema.slots.c.id == row.id)
+                .values(lease_ends_at=now() - 1)
+            )
+        slot = claimed(begun.slots, "successor")
+        assert slot.id == row.id
+        begun.slots.settle(slot, "complete", value=0.125, best_epoch=1)
+        begun.optuna_study.tell(row.trial_number, 0.125)
+        begun.slots.mark_told(slot.id)
+
+    at_epochs(monkeypatch, {4: lose_it})
+    assert begun.work() == EXIT_DONE
+    first = begun.rows()[0]
+    assert (first.value, first.losses, first.outcome) == (0.125, 1, "complete")
+    trial = begun.optuna_study.trials[0]
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.125)
+    assert set(trial.intermediate_values) <= {1, 2, 3}
+    assert begun.epochs() == [1, 2, 3]
+    words = [record.message for record in caplog.records if "dropped" in record.message]
+    assert words == ["Slot 0 was claimed by another worker. This worker's result is dropped."]
+    assert begun.kinds() == ["lost", "fenced"]
+    assert [row.outcome for row in begun.rows()] == ["complete"] * 3
+
+
+def test_a_third_loss_is_the_last(begun: Begun) -> None:
+    for n in range(3):
+        slot = claimed(begun.slots, f"dead-{n}")
+        assert slot.number == 0
+        begun.slots.release_of_dead(f"dead-{n}")
+    assert begun.work() == EXIT_DONE
+    first = begun.rows()[0]
+    assert (first.outcome, first.failure) == ("failed", "lost")
+    assert first.reason == "Lost 3 times: its workers were killed or hung."
+    trial = begun.optuna_study.trials[0]
+    assert trial.state == TrialState.FAIL
+    assert (trial.user_attrs["failure"], trial.user_attrs["reason"]) == ("lost", first.reason)
+    assert begun.kinds() == ["lost", "lost", "lost", "gave_up"]
+    begun.assert_all_done()
+
+
+def broken_space(trial: optuna.Trial) -> Config:
+    trial.suggest_float("rate", 0.1, 0.2)
+    raise KeyError("units")
+
+
+def test_bugs_in_a_row_stop_the_study_until_it_is_started_again(
+    sqlite_database: Database,
+) -> None:
+    study = Study(
+        space=broken_space, data=Mnist(), minimize="loss", sampler=RandomSearch(), name="broken"
+    )
+    begun = Begun(sqlite_database, study, n_slots=9)
+    with pytest.raises(StudyError, match=r"3 trials in a row failed.*KeyError: 'units'"):
+        begun.work()
+    asked = orders(begun.database, begun.id)
+    assert asked.control == "stop"
+    assert asked.reason is not None and asked.reason.count("Traceback") >= 1
+    assert "KeyError: 'units'" in asked.reason
+    assert [row.failure for row in begun.rows()] == ["bug"] * 3 + [None] * 6
+    begun.assert_nothing_runs()
+    assert begun.work("later") == EXIT_DONE
+    assert len(begun.optuna_study.trials) == 3
+    go_on(begun.database, begun.id)
+    with pytest.raises(StudyError):
+        begun.work("again")
+    assert len(begun.optuna_study.trials) == 6
+
+
+def three_choices(trial: optuna.Trial) -> Config:
+    units = trial.suggest_categorical("units", [4, 8, 16])
+    return Config(
+        model=Mlp(blocks=(Dense(units=units),)),
+        training=Training(batch_size=32, learning_rate=0.01, precision="float32"),
+    )
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_of_three_configs_each_is_trained_once_unless_asked(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, reuse: bool
+) -> None:
+    study = Study(
+        space=three_choices,
+        data=Mnist(),
+        minimize="loss",
+        sampler=RandomSearch(),
+        epochs=EPOCHS,
+        reuse=reuse,
+        name="choices",
+    )
+    trained = at_epochs(monkeypatch, {})
+    begun = Begun(sqlite_database, study, n_slots=10)
+    assert begun.work() == EXIT_DONE
+    begun.assert_all_done()
+    rows = begun.rows()
+    n_configs = len({row.fingerprint for row in rows})
+    assert n_configs <= 3
+    assert len(trained) == EPOCHS * (n_configs if reuse else 10)
+    reused = [row for row in rows if row.reused_from is not None]
+    assert len(reused) == (10 - n_configs if reuse else 0)
+    trials = begun.optuna_study.trials
+    by_id = {row.id: row for row in rows}
+    for row in reused:
+        twin = by_id[row.reused_from]
+        assert row.value == twin.value
+        assert row.note == f"It has the result of trial {twin.trial_number}, which trained the " + (
+            "same config."
+        )
+        mine, other = trials[row.trial_number], trials[twin.trial_number]
+        assert (mine.value, mine.params) == (other.value, other.params)
+        assert mine.intermediate_values == other.intermediate_values
+    assert begun.kinds() == ["reused"] * len(reused)
+
+
+def test_missing_data_pause_the_worker_and_cost_the_trial_nothing(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = [3]
+    seen: list[tuple[str, str | None]] = []
+
+    def load(*_: object) -> object:
+        if failing[0] < 3:
+            row = begun.worker_row()
+            seen.append((row.state, row.message))
+        if failing[0] == 3 or failing[0] <= 0:
+            failing[0] -= 1
+            return DATA
+        failing[0] -= 1
+        raise DataError("The pictures are gone: mount the disk.")
+
+    monkeypatch.setattr(module, "_load", load)
+    monkeypatch.setattr(worker_module, "pause_seconds", lambda n: 0.05)
+    assert begun.work() == EXIT_DONE
+    begun.assert_all_done()
+    assert [(row.losses, row.memory_failures) for row in begun.rows()] == [(0, 0)] * 3
+    assert [row.outcome for row in begun.rows()] == ["complete"] * 3
+    assert ("troubled", "The pictures are gone: mount the disk.") in seen
+    assert begun.kinds() == ["trouble", "recovered"]
