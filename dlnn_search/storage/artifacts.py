@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from dlnn_search.storage.schema import artifacts as table
 from dlnn_search.storage.schema import now, slots, studies
 
 CHECKPOINTS = "checkpoints"
+#: What a settled trial's checkpoint is called. While it is trained each holder writes one of its
+#: own, `last-GENERATION.npz`, and the highest counts (`dlnn_search.training.checkpoint`).
 FILE = "last.npz"
+_GENERATION = re.compile(r"last(?:-(\d+))?\.npz", re.ASCII)
 CHUNK_BYTES = 2**20
 
 
@@ -44,6 +48,19 @@ def slot_path(study_name: str, slot_number: int) -> str:
     return f"{CHECKPOINTS}/{study_name}/{slot_number}/{FILE}"
 
 
+def checkpoint_file(folder: Path) -> Path | None:
+    """Return a slot's latest checkpoint; None where it has none."""
+    with contextlib.suppress(OSError):
+        found = [
+            (int(match[1] or 0), path)
+            for path in folder.iterdir()
+            if (match := _GENERATION.fullmatch(path.name))
+        ]
+        if found:
+            return max(found)[1]
+    return None
+
+
 def settle_checkpoint(database: Database, slot_id: int, keep: int) -> None:
     """Keep a settled slot's checkpoint while it is among the study's best; else remove it.
 
@@ -62,11 +79,14 @@ def settle_checkpoint(database: Database, slot_id: int, keep: int) -> None:
         ).one()
         best = _best_slots(connection, study_id, keep)
     path = slot_path(name, number)
-    if slot_id in best and (files / path).is_file():
+    folder = (files / path).parent
+    file = checkpoint_file(folder) if slot_id in best else None
+    if file is not None:
+        file.replace(files / path)
+        _remove_others(folder)
         _register(database, study_id, slot_id, path)
-        _remove_partials((files / path).parent)
     else:
-        shutil.rmtree((files / path).parent, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     with database.transaction() as connection:  # another worker may have settled a better one
         best = _best_slots(connection, study_id, keep)
     for artifact in artifacts_of(database, study_id):
@@ -153,8 +173,9 @@ def sha256_of(path: Path) -> str:
     return sha256.hexdigest()
 
 
-def _remove_partials(folder: Path) -> None:
-    """A worker that lost its lease may have been killed while it wrote once more."""
-    for partial in folder.glob(f".{FILE}.*"):
-        with contextlib.suppress(OSError):
-            partial.unlink()
+def _remove_others(folder: Path) -> None:
+    """Remove what earlier holders left: a checkpoint each, or one that a kill cut off."""
+    for path in folder.iterdir():
+        if path.name != FILE:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import slot_path
+from dlnn_search.storage.artifacts import checkpoint_file, slot_path
 from dlnn_search.storage.backup_file import BackupReader, BackupWriter
 from dlnn_search.storage.backup_rows import StudyRows, check_row, read_study
 from dlnn_search.storage.backup_snapshot import snapshot
@@ -207,7 +207,8 @@ def checkpoints_of(copy: StudyRows, files: Path) -> dict[int, Path]:
         for row in copy.rows["slots"]
         if row["state"] == "open" and row.get("trial_number") is not None
     }
-    return {slot: files / slot_path(copy.name, slot) for slot in sorted(kept | begun)}
+    paths = {slot: files / slot_path(copy.name, slot) for slot in sorted(kept | begun)}
+    return {slot: checkpoint_file(path.parent) or path for slot, path in paths.items()}
 
 
 def forget_unreachable(copy: StudyRows, there: set[int]) -> int:
@@ -230,13 +231,13 @@ class PutFiles:
         self.place = place_of(files)
         self._put: list[Path] = []
 
-    def put(self, path: str, write: Callable[[Any], None]) -> None:
+    def put(self, place: str, write: Callable[[Any], None]) -> None:
         """Write a file whole; what `write` gets is open for writing bytes.
 
         Raises:
             StorageError: If the disk is full or cannot be written.
         """
-        target = self.files / path
+        target = self.files / place
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +248,8 @@ class PutFiles:
             if not target.exists():
                 self._put.append(target)
             partial.replace(target)
+            for path in target.parent.glob("last-*.npz"):  # of a study that is gone: it would count
+                path.unlink()
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -256,9 +259,10 @@ class PutFiles:
         """Copy a file; return False where there is none any more."""
         try:
             with source.open("rb") as file:
-                if (self.files / path).exists() and (self.files / path).samefile(source):
+                target = self.files / path
+                if target.parent.exists() and target.parent.samefile(source.parent):
                     return True
-                self.put(path, lambda target: shutil.copyfileobj(file, target))
+                self.put(path, lambda copy: shutil.copyfileobj(file, copy))
         except FileNotFoundError:
             return False
         return True

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 
 from dlnn_search.storage.artifacts import (
     CHECKPOINTS,
-    FILE,
     Artifact,
     artifacts_of,
     drop,
@@ -28,7 +27,7 @@ from dlnn_search.storage.schema import artifacts, slots, studies
 #: was written a moment ago may belong to a study that is just being made.
 MIN_AGE_SECONDS = 600.0
 
-_PARTIAL = re.compile(rf"\.{re.escape(FILE)}\.\d+")
+_PARTIAL = re.compile(r"\.last(-\d+)?\.npz\.\d+")
 
 
 @dataclass(frozen=True)

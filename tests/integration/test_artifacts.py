@@ -48,7 +48,8 @@ def begin(database: Database, slots: Slots) -> Slot:
     slots.begin(slot, slot.number + 1, slot.number)
     path = database.files / slot_path(NAME, slot.number)
     path.parent.mkdir(parents=True)
-    path.write_bytes(f"weights {slot.number}".encode())
+    path.with_name("last-9.npz").write_bytes(b"an earlier holder's")
+    path.with_name("last-10.npz").write_bytes(f"weights {slot.number}".encode())
     return slot
 
 
@@ -83,6 +84,7 @@ class TestKeeping:
         assert kept(database) == [0, 4]
         for artifact in artifacts_of(database):
             path = database.files / artifact.path
+            assert path.read_bytes() == f"weights {path.parent.name}".encode()
             assert artifact.place == place_of(database.files)
             assert artifact.sha256 == sha256_of(path)
             assert artifact.size_bytes == path.stat().st_size
@@ -138,7 +140,7 @@ class TestSweep:
             (root / place).mkdir(parents=True)
             (root / place / "last.npz").write_bytes(b"x" * 100)
         for number in range(3):
-            (root / NAME / str(number) / ".last.npz.123").write_bytes(b"x" * 10)
+            (root / NAME / str(number) / ".last-3.npz.123").write_bytes(b"x" * 10)
         with database.transaction() as connection:
             connection.execute(
                 schema.slots.update()
@@ -157,7 +159,7 @@ class TestSweep:
             "no-study",
             f"{NAME}/77",
             f"{NAME}/3",
-            f"{NAME}/0/.last.npz.123",
+            f"{NAME}/0/.last-3.npz.123",
         }
         assert sum(orphan.size_bytes for orphan in orphans) == 310
         assert remove(littered, orphans) == (4, 310)
@@ -165,10 +167,12 @@ class TestSweep:
         left = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
         assert left == {
             f"{NAME}/0/last.npz",
-            f"{NAME}/1/last.npz",
-            f"{NAME}/1/.last.npz.123",
-            f"{NAME}/2/last.npz",
-            f"{NAME}/2/.last.npz.123",
+            f"{NAME}/1/last-9.npz",
+            f"{NAME}/1/last-10.npz",
+            f"{NAME}/1/.last-3.npz.123",
+            f"{NAME}/2/last-9.npz",
+            f"{NAME}/2/last-10.npz",
+            f"{NAME}/2/.last-3.npz.123",
         }
 
     def test_what_was_written_a_moment_ago_is_left_alone(self, littered: Database) -> None:

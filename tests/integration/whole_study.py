@@ -89,9 +89,10 @@ def fill(database: Database, name: str = "some-study") -> int:
 
 
 def _train(database: Database, slot: Slot, trial: optuna.Trial, name: str) -> None:
-    path = database.files / slot_path(name, slot.number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(checkpoint(slot.number))
+    folder = (database.files / slot_path(name, slot.number)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "last-3.npz").write_bytes(b"an earlier holder's")
+    (folder / "last-12.npz").write_bytes(checkpoint(slot.number))
     for epoch in (1, 2):
         point = Point(epoch, {"loss": 1 / (3 + epoch), "accuracy": 0.1 * epoch}, 1.5, 1e4 / 3)
         assert add_point(database, slot.id, slot.fence, point)
