@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import optuna
 
 from dlnn_search import data
 from dlnn_search.config import Config
-from dlnn_search.errors import StudyError, UsageError
+from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
 from dlnn_search.report.advice import is_bug
 from dlnn_search.report.live import LiveView
 from dlnn_search.report.status import StudyStatus, study_status
@@ -22,6 +22,7 @@ from dlnn_search.search.optuna_study import (
     open_optuna_study,
     sampler_of_name,
 )
+from dlnn_search.search.sweep import sweep
 from dlnn_search.service.convergence import converged_words, settle
 from dlnn_search.service.detach import LOG_NAME, Background, PidFile, run_in_background
 from dlnn_search.service.gpus import Seat, plan_seats
@@ -267,6 +268,8 @@ def _prepared(
         _make_budget(database, stored, study, wishes, say)
         for worker in dead_workers(database, stored.id):
             slots.release_of_dead(worker)
+        with storage_errors(database.url):
+            sweep(optuna_study, slots)
         _begin_warm(study, database, stored, optuna_study, wishes, example, say)
         if not _is_over(database, stored):
             # Before a worker starts: the wait for data is shown here.
@@ -274,6 +277,9 @@ def _prepared(
             check_pictures(study, database, stored)
             measure(study, database, stored, arguments, say)
         yield _Prepared(database, stored, seats, example)
+        # Workers that had to be killed told nobody what they left.
+        with suppress(DlnnSearchError), storage_errors(database.url):
+            sweep(optuna_study, slots)
     finally:
         database.close()
 

@@ -29,6 +29,8 @@ DEFAULT_URL = "sqlite:///storage/data/dlnn.db"
 CONNECT_SECONDS = 10
 #: A connection whose other end vanished without a word (power cut, firewall) fails after that.
 SILENT_SECONDS = 30
+#: A transaction that says nothing for so long is undone by the server.
+FROZEN_SECONDS = 60
 
 T = TypeVar("T")
 
@@ -290,6 +292,8 @@ def _connection_settings(url: str) -> dict[str, Any]:
         "keepalives_interval": SILENT_SECONDS // 6,
         "keepalives_count": 3,
         "tcp_user_timeout": 1000 * SILENT_SECONDS,
+        # A worker that is frozen in the middle of a transaction must not keep its locks.
+        "options": f"-c idle_in_transaction_session_timeout={1000 * FROZEN_SECONDS}",
     }
     return {name: value for name, value in settings.items() if name not in make_url(url).query}
 
