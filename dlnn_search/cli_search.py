@@ -256,6 +256,8 @@ def worker(
     if gpu_memory is not None and gpu is None:
         raise UsageError("Expected --gpu N with --gpu-memory: which GPU's?")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    if log is not None:  # a file, which `logs` shows; a terminal is told what is wrong only
+        logging.getLogger("dlnn_search").setLevel(logging.INFO)
     hide_in_logs()
     url = database_url_of(storage)
     loaded = find_study(study, url, quick=quick, study_file=code)

@@ -256,6 +256,7 @@ class _Worker:
             if self._slots.trial_of(slot) != trial._trial_id:  # nobody will go on with it
                 tell(self._optuna_study, trial._trial_id, "failed", None, failure="lost")
             raise
+        log.info("Trial %d begins%s.", trial.number, "" if slot.fence == 1 else " again")
         return trial
 
     def _reuse(self, slot: Slot, trial: optuna.Trial, twin: Twin) -> Verdict:
@@ -296,6 +297,8 @@ class _Worker:
             self._slots.mark_told(slot.id)
 
         self._retrying(tell_all)
+        value = "" if verdict.value is None else f", {self._study.metric} {verdict.value:.6g}"
+        log.info("Trial %d is %s%s.", trial.number, verdict.outcome, value)
         keep = self._study.keep_checkpoints
         self._retrying(lambda: settle_checkpoint(self._database, slot.id, keep))
 
