@@ -3,7 +3,8 @@
     python benchmarks/dashboard.py [--trials 2000] [--epochs 100] [--notes 100]
 
 Makes a study in a new SQLite database as our workers leave it, opens it as the browser does, and
-compares it with one whose trials report every epoch and all have a note.
+compares it with one whose trials report every epoch and one whose trials all have a note. Times
+are the processor's. Making the studies through Optuna takes minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from wsgiref.util import setup_testing_defaults
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import get_storage
 from optuna.trial import TrialState
 from optuna_dashboard import save_note, wsgi
 
@@ -69,7 +71,7 @@ def make_study(url: str, n_trials: int, epochs: int, reported: Iterable[int], n_
 
 
 def open_page(application: Any, study_id: int) -> tuple[float, int]:
-    """Return the seconds and bytes of the answer that a study's page waits for."""
+    """Return the processor seconds and bytes of the answer that a study's page waits for."""
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     environ["PATH_INFO"] = f"/api/studies/{study_id}"
@@ -78,9 +80,9 @@ def open_page(application: Any, study_id: int) -> tuple[float, int]:
     def start_response(status: str, headers: object, exc_info: object = None) -> None:
         statuses.append(status)
 
-    began = time.perf_counter()
+    began = time.process_time()
     body = b"".join(application(environ, start_response))
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert statuses[0].startswith("200"), statuses
     assert json.loads(body)["trials"]
     return took, len(body)
@@ -105,7 +107,9 @@ def main() -> None:
             url = f"sqlite:///{Path(folder) / 'dlnn.db'}"
             study_id = make_study(url, wanted.trials, wanted.epochs, reported, n_notes)
             database = open_database(url, create=False)
-            application = wsgi(database.optuna)
+            storage = get_storage(database.optuna)
+            storage.get_all_trials(study_id, deepcopy=False)  # as `dashboard` does when it starts
+            application = wsgi(storage)
             first, size = open_page(application, study_id)
             again = [open_page(application, study_id)[0] for _ in range(N_TURNS)]
             database.close()

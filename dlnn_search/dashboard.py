@@ -8,9 +8,11 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import waitress
+from optuna.storages import BaseStorage, get_storage
 from optuna_dashboard import wsgi
 
 from dlnn_search.dashboard_access import Passwords, Sides, gate
@@ -91,8 +93,8 @@ def serve(
     ended = threading.Event()
     try:
         sides = Sides(
-            viewer=wsgi(viewer.optuna),
-            editor=None if serving.read_only or editor is None else wsgi(editor.optuna),
+            viewer=wsgi(_remembering(viewer)),
+            editor=None if serving.read_only or editor is None else wsgi(_remembering(editor)),
         )
         known = LOCAL_NAMES | {serving.host} if is_local(serving.host) else None
         server = waitress.create_server(
@@ -112,6 +114,19 @@ def serve(
     finally:
         ended.set()
         listener.close()
+
+
+def _remembering(database: Database) -> BaseStorage:
+    """Return Optuna's storage with its memory of finished trials, filled.
+
+    They never change. Without it optuna-dashboard reads all of them again every ten seconds:
+    2,000 trials cost 2.6 s of processor time, of which 0.8 s are left.
+    """
+    storage = get_storage(database.optuna)
+    for study in storage.get_all_studies():
+        with suppress(KeyError):  # deleted meanwhile
+            storage.get_all_trials(study._study_id, deepcopy=False)
+    return storage
 
 
 def _listen(host: str, port: int) -> socket.socket:
