@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Machine:
     folder: Path
     holder: subprocess.Popen[bytes]
     environment: dict[str, str] = field(default_factory=dict)
+    _begun: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
@@ -82,12 +83,26 @@ class Machine:
     def begin(self, service: str) -> subprocess.Popen[bytes]:
         """Start a service in the background; what it says goes to a file named as it."""
         with (self.folder / f"{service}.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.inside(self._words(service), self._user(service), self._variables(service)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+        self._begun.append(process)
+        return process
+
+    def end(self) -> None:
+        """End whatever still runs, and the namespaces with it."""
+        for process in self._begun:
+            if process.poll() is None:
+                process.send_signal(signal.SIGQUIT)  # PostgreSQL's "at once"
+        for process in self._begun:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+            process.kill()
+        self.holder.kill()
+        self.holder.wait()
 
     def run(self, words: list[str], user: int | None = None, **variables: str) -> str:
         done = subprocess.run(
@@ -154,8 +169,7 @@ def machine(compose: dict[str, Any], folder: Path, binaries: Path) -> Iterator[M
         _mount(made)
         yield made
     finally:
-        holder.kill()
-        holder.wait()
+        made.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
