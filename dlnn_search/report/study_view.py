@@ -114,8 +114,11 @@ def best_words(status: StudyStatus) -> str:
 def control_lines(status: StudyStatus) -> list[str]:
     """Return what the workers are asked to do, if not simply to go on, and why none may begin."""
     n = len(status.workers)
+    who = (
+        "no worker is here" if not n else "its worker waits" if n == 1 else f"its {n} workers wait"
+    )
     words = {
-        "pause": f"Paused: {n} workers wait. 'dlnn-search resume {status.name}' lets them go on.",
+        "pause": f"Paused: {who}. 'dlnn-search resume {status.name}' lets them go on.",
         "stop": "Stopped: running trials are finished, no new one is begun.",
         "stop_now": "Stopped: trials are given back with their checkpoints.",
     }
@@ -149,7 +152,7 @@ def _workers(status: StudyStatus, width: int) -> list[RenderableType]:
     if not status.workers:
         starting = status.use.exhausted_by is None and status.control == "run"
         return [Text("no worker yet", style="dim")] if starting else []
-    columns = ["worker", "on", "trial", "epoch", metric_name(status.metric), "img/s", "progress"]
+    columns = ["worker", "on", "trial", "epoch", metric_name(status.metric), "img/s", "lease age"]
     if width >= WIDE_COLUMNS:
         columns.insert(4, "")
     if width >= WIDEST_COLUMNS:
@@ -178,7 +181,7 @@ def _cells(worker: WorkerStatus, metric: str) -> dict[str, RenderableType]:
         "": "",
         metric_name(metric): "",
         "img/s": "",
-        "progress": "",
+        "lease age": "",
     }
     if worker.state != "training" or worker.trial_number is None:
         return cells
@@ -189,7 +192,7 @@ def _cells(worker: WorkerStatus, metric: str) -> dict[str, RenderableType]:
         "": ProgressBar(total=epochs, completed=worker.epoch or 0, width=16),
         metric_name(metric): "" if worker.value is None else metric_value(metric, worker.value),
         "img/s": "" if not worker.images_per_second else f"{worker.images_per_second:,.0f}",
-        "progress": _age(worker.lease_age_seconds),
+        "lease age": _age(worker.lease_age_seconds),
     }
 
 
@@ -199,7 +202,7 @@ def _age(seconds: float | None) -> Text:
         return Text("")
     # A second at most between two renewals, and batches that take a while.
     style = "dim" if seconds < 10 else "yellow" if seconds < 60 else "bold red"
-    return Text(f"{duration(max(0.0, seconds))} ago", style=style)
+    return Text(f"{duration(max(0.0, seconds))}", style=style)
 
 
 def _troubles(status: StudyStatus) -> list[Text]:
