@@ -206,8 +206,8 @@ class Templates:
         finally:
             database.close()
         if self._server is not None:
-            self._execute("ALTER SYSTEM SET max_connections = 300")
-            with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+            engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+            with engine.connect() as connection:
                 connection.exec_driver_sql("ANALYZE")
 
     @contextmanager
