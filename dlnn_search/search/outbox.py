@@ -51,6 +51,8 @@ class Outbox:
         self._waiting: list[Point] = []  # not stored yet
         self._n_kept = 0  # so many epochs are in the checkpoint
         self._renewed = 0.0
+        self._shown = 0.0
+        self._sent = 0.0
         self._away_since: float | None = None
         self._n_tries = 0
         self._next_try = 0.0
@@ -79,6 +81,9 @@ class Outbox:
     def trained(self, point: Point) -> None:
         """Take an epoch that no checkpoint holds yet."""
         self._waiting.append(point)
+        if time.monotonic() - self._shown < RENEW_SECONDS:
+            return
+        self._shown = time.monotonic()
 
         def show() -> None:
             self._presence.show(
@@ -92,10 +97,16 @@ class Outbox:
     def kept(self, n_epochs: int) -> None:
         """Send the epochs that a checkpoint now holds, if the database answers.
 
+        Of epochs that take less than a second, several at a time: a kill loses none, as whoever
+        goes on stores what the checkpoint holds.
+
         Raises:
             LostLeaseError: If another worker holds the slot.
         """
         self._n_kept = n_epochs
+        if time.monotonic() - self._sent < RENEW_SECONDS:
+            return
+        self._sent = time.monotonic()
         self.attempt(self._send)
 
     def send_all(self, *, interrupted: Callable[[], bool]) -> None:
