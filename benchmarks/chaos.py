@@ -99,7 +99,7 @@ class Server:
         self._folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path has a limit
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-            self._server = get_server(self._folder)
+            self._server = get_server(self._folder, cleanup_mode=None)
         url = sa.make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
         self.url = url.render_as_string(hide_password=False)
 

@@ -247,6 +247,7 @@ def worker(
     from dlnn_search.service.linked import find_study
     from dlnn_search.service.machine import usable_cores
     from dlnn_search.storage.database import open_database
+    from dlnn_search.storage.retry import retry
 
     for option, value in (("--threads", threads), ("--gpu-memory", gpu_memory)):
         if value is not None and value < 1:
@@ -264,7 +265,9 @@ def worker(
     threads = threads or usable_cores()
     # Before TensorFlow is imported: later it heeds none of these.
     os.environ.update({**worker_environment(threads), **gpu_environment(gpu)})
-    database = open_database(url, create=False)
+    # A supervisor has used this database before: where it is away now, it will be back.
+    patience = 0.0 if supervisor is None else None
+    database = retry(lambda: open_database(url, create=False), seconds=patience)
     try:
         from dlnn_search.service.memory import MemoryWatch, share_bytes
         from dlnn_search.service.worker import run_worker

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ import sqlalchemy as sa
 
 from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.search import objective as module
+from dlnn_search.search import outbox
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.events import last_events
@@ -54,6 +58,7 @@ def at_epochs(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], N
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
     # Each epoch has a checkpoint: whatever of it is not in the database is due to the outage.
     monkeypatch.setattr(Pace, "is_due", lambda _: True)
+    monkeypatch.setattr(outbox, "RENEW_SECONDS", 0.0)
     return trained
 
 
@@ -225,3 +230,24 @@ def test_points_written_twice_are_stored_once(database: Database) -> None:
         assert add_points(database, slot.id, slot.fence, part)
     assert [p.epoch for p in searched.curve(slot)] == [1, 2, 3, 4, 5]
     assert not add_points(database, slot.id, slot.fence - 1, points)
+
+
+def test_a_supervised_worker_waits_for_a_server_that_is_away_when_it_starts(
+    restartable: RestartablePostgresql,
+) -> None:
+    restartable.stop("fast")
+    command = [sys.executable, "-m", "dlnn_search", "worker", "task1-mnist-mlp"]
+    with subprocess.Popen(
+        [*command, "--supervisor", "1 1"],
+        env={**os.environ, "DLNN_SEARCH_STORAGE": restartable.url},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stderr is not None
+        try:
+            first = worker.stderr.readline()
+        finally:
+            restartable.start()
+        rest = worker.stderr.read()
+    assert "Trying again for" in first
+    assert "holds no study yet" in rest, "and then it says what it found"
