@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from dlnn_search import CoarseToFine
 from dlnn_search.cli import app
 from dlnn_search.config import Config, Mlp, Mnist, Training
+from dlnn_search.dashboard_curves import _put_figure
 from dlnn_search.errors import UsageError
 from dlnn_search.report.regions import narrowing_figure, narrowing_of
 from dlnn_search.search import optuna_study as module
@@ -27,7 +28,7 @@ from dlnn_search.search.optuna_study import (
     tell,
 )
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
+from dlnn_search.storage.definitions import find, register
 from dlnn_search.storage.slots import Slots
 from dlnn_search.study import SAMPLERS, Gp, Study, Tpe
 
@@ -192,6 +193,23 @@ def test_regions_that_cannot_be_shown_say_why(
     work(sqlite_database.url, 1)
     shown = regions_printed(*arguments, "--storage", sqlite_database.url)
     assert (shown.exit_code, words in shown.output) == (code, True), shown.output
+
+
+def test_the_dashboard_gets_the_picture_as_soon_as_a_region_is_stored(
+    sqlite_database: Database,
+) -> None:
+    made(sqlite_database, 12)
+
+    def pictures() -> list[str]:
+        _put_figure(sqlite_database, find(sqlite_database, "some-study"))
+        kept = open_optuna_study(STUDY, sqlite_database)
+        attributes = kept._storage.get_study_system_attrs(kept._study_id)
+        return [key for key in attributes if key.startswith("dashboard:") and "regions" in key]
+
+    work(sqlite_database.url, 8)
+    assert pictures() == []
+    work(sqlite_database.url, 4)
+    assert len(pictures()) >= 1
 
 
 def test_the_picture_shows_every_parameter_with_its_stages(sqlite_database: Database) -> None:
