@@ -8,7 +8,7 @@ the same command goes on where it stopped. `replay` lets simulated workers take 
 random orders, each epoch costing the seconds that it took, and asks each pruner at each epoch. The
 curves are those of real trainings; random search is what makes replaying exact, since no draw
 depends on what was pruned before. Any database with such a study will do: `replay --storage URL
---study NAME`.
+--study NAME`; and so will what `record_trials.py` keeps: `replay --lines FILE.jsonl`.
 """
 
 from __future__ import annotations
@@ -134,6 +134,19 @@ def read(url: str, name: str | None) -> Recording:
     return Recording(stored.name, stored.metric, curves)
 
 
+def read_lines(path: Path) -> Recording:
+    """Return the curves that `record_trials.py` keeps: validation accuracy by epoch."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    curves = [
+        [
+            Point(epoch, {"accuracy": accuracy}, row["seconds"] / len(row["curve"]), 1.0)
+            for epoch, accuracy in enumerate(row["curve"], start=1)
+        ]
+        for row in rows
+    ]
+    return Recording(path.stem, "accuracy", curves)
+
+
 def simulate(
     recording: Recording, order: Sequence[int], n_workers: int, make: Callable[[Curves], BasePruner]
 ) -> Run:
@@ -226,8 +239,9 @@ def pruners(
             n_startup_trials=5, n_warmup_steps=first
         ),
         "ours": lambda seen: HalvingPruner(first, factor, values=seen),
-        "ours, by training loss": by_loss,
     }
+    if all("train_loss" in point.metrics for curve in recording.curves for point in curve):
+        found["ours, by training loss"] = by_loss
     if better_than is not None:
         found["ours, beyond chance"] = lambda seen: HalvingPruner(
             first, factor, better_than=better_than, until=until, values=seen
@@ -344,6 +358,7 @@ def main() -> None:
     replayer = commands.add_parser("replay")
     replayer.add_argument("folder", type=Path, nargs="?")
     replayer.add_argument("--storage", help="a database, in place of a folder of `record`")
+    replayer.add_argument("--lines", type=Path, help="a file of record_trials.py, likewise")
     replayer.add_argument("--study", help="its name there; else the first")
     replayer.add_argument("--of", help="the study that says what chance is, by name")
     replayer.add_argument("--first-rung", type=int, default=2)
@@ -364,8 +379,12 @@ def main() -> None:
             options.images,
             options.workers,
         )
-    url = options.storage or f"sqlite:///{(options.folder / 'dlnn.db').resolve()}"
-    result = replay(read(url, options.study), options)
+    if options.lines is not None:
+        recording = read_lines(options.lines)
+    else:
+        url = options.storage or f"sqlite:///{(options.folder / 'dlnn.db').resolve()}"
+        recording = read(url, options.study)
+    result = replay(recording, options)
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
