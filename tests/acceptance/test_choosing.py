@@ -123,3 +123,22 @@ def test_a_search_begins_with_what_is_known(searched: Place, place: Place) -> No
     assert begun == best
     refused = place.run("start", "other.py", "--from", "tiny")
     assert refused.code == USAGE and "--trials" in refused.err
+
+
+def test_a_search_that_has_converged_stops_and_says_what_was_not_needed(place: Place) -> None:
+    place.write_study(epochs=4)
+    text = (place.folder / "tiny.py").read_text()
+    rule = "stop_when_converged=Converged(min_trials=10, noises=1000.0)"
+    text = text.replace("    trials=4,", f"    trials=40,\n    {rule},")
+    text = text.replace("Config, Conv,", "Config, Conv, Converged,")
+    (place.folder / "tiny.py").write_text(text)
+    told = place.succeed("start", "tiny.py", "--workers", 2)
+    states = place.slot_states()
+    n_done = states.count("done")
+    # Fifteen values are the least that anything is told by; another trial was under way.
+    assert n_done in (15, 16) and states.count("open") == 40 - n_done
+    assert "Converged: " in told and f"{n_done} of 40 trials are done" in told
+    assert f"{40 - n_done} were not needed" in told
+    assert "Converged: " in place.succeed("status", "tiny")
+    assert "Converged: " in place.succeed("start", "tiny.py")
+    assert place.slot_states() == states
