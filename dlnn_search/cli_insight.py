@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,10 +17,11 @@ from dlnn_search.cli_options import (
     open_known,
     storage_words,
 )
-from dlnn_search.errors import UsageError
+from dlnn_search.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from dlnn_search.service.confirm import Planned
+    from dlnn_search.storage.database import Database
 
 EXIT_INTERRUPTED = 130
 
@@ -91,7 +92,6 @@ def confirm(
         confirmation_figure,
         print_confirmation,
     )
-    from dlnn_search.report.figures import put_into_dashboard
     from dlnn_search.service.confirm import plan_confirmation
     from dlnn_search.storage.definitions import find
 
@@ -107,7 +107,7 @@ def confirm(
         print_confirmation(console, stored, result)
         figure = confirmation_figure(stored, result)
         for name in (stored.name, planned.study.name):
-            put_into_dashboard(database, name, figure, "winners-curse")
+            _show_in_dashboard(database, name, figure, "winners-curse")
     finally:
         database.close()
     if result.winner is not None:
@@ -170,6 +170,20 @@ def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: 
     ).by_itself
 
 
+def _show_in_dashboard(database: Database, study: str, figure: Any, figure_id: str) -> bool:
+    """Put a figure beside a study, where this user may write; return whether it is there."""
+    from dlnn_search.report.figures import put_into_dashboard
+    from dlnn_search.storage.database import storage_errors
+
+    try:
+        with storage_errors(database.url):
+            put_into_dashboard(database, study, figure, figure_id)
+    except StorageError as error:  # someone who may only read has the printed answer
+        print(f"Not put into the dashboard: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def importance(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show which parameters mattered."""
     from dlnn_search.report.importance import importances, print_importances
@@ -195,7 +209,6 @@ def compare(
 ) -> None:
     """Compare studies: the best so far at equal budgets."""
     from dlnn_search.report.comparison import compared, comparison_figures, print_comparison
-    from dlnn_search.report.figures import put_into_dashboard
     from dlnn_search.report.pages import page_of, write_page
     from dlnn_search.storage.definitions import find
 
@@ -204,17 +217,21 @@ def compare(
         found = compared(database, [find(database, name) for name in studies])
         print_comparison(make_console(), found)
         figures = comparison_figures(found)
+        is_shown = True
         for one in found:
             for number, (title, figure) in enumerate(figures):
                 shown = figure.__class__(figure).update_layout(title=title)
-                put_into_dashboard(database, one.study.name, shown, f"comparison-{number}")
+                is_shown &= _show_in_dashboard(
+                    database, one.study.name, shown, f"comparison-{number}"
+                )
     finally:
         database.close()
     if output is not None:
         title = " and ".join(one.study.name for one in found)
         write_page(output, page_of(f"Comparison: {title}", list(figures)))
         print(f"\nWrote {output}")
-    print("The curves are in the dashboard, on each study's page.")
+    if is_shown:
+        print("The curves are in the dashboard, on each study's page.")
 
 
 def plots(

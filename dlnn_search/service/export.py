@@ -20,6 +20,7 @@ from dlnn_search.report.status import TrialStatus, best_trials
 from dlnn_search.report.words import metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.links import parent_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> E
     ]
     for config, target in zip(configs, paths, strict=True):
         write_whole(target, config.to_json())
+    parent = parent_of(database, study.id)
+    if parent is not None:
+        return Exported(paths, f"These are trainings for '{parent}': rather export that study.")
     return Exported(paths, _confirmed_words(study, confirmed))
 
 
