@@ -31,7 +31,7 @@ from dlnn_search.service.processes import (
 from dlnn_search.service.worker import EXIT_DONE, EXIT_INTERRUPTED
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import add_event
-from dlnn_search.storage.presence import Orphan, new_worker_name, process_mark
+from dlnn_search.storage.presence import Orphan, new_worker_name, process_mark, what_was_trained
 from dlnn_search.storage.slots import Slots
 
 POLL_SECONDS = 0.2
@@ -64,6 +64,7 @@ class _Place:
     log: Path = Path()
     started: float = 0.0
     crashes: int = 0
+    n_trained: int = 0
     restart_at: float = 0.0
     done: bool = False
     given_up: DlnnSearchError | None = None
@@ -202,7 +203,7 @@ class Supervisor:
         how = exit_words(code)
         if code in FATAL_EXIT_CODES:
             raise FATAL_EXIT_CODES[code](told.removeprefix("Error: "))
-        if time.monotonic() - place.started > STEADY_SECONDS:
+        if time.monotonic() - place.started > STEADY_SECONDS or self._got_on(place):
             place.crashes = 0
         if not (code == StorageError.exit_code and self._away_since is not None):
             place.crashes += 1
@@ -219,6 +220,19 @@ class Supervisor:
         )
         self.say(f"{words} Log: {place.log}")
         self._note("restarted", f"{words} It said last: {told}", place.worker)
+
+    def _got_on(self, place: _Place) -> bool:
+        """Whether a dead worker had trained, and trials were finished since the last one's death.
+
+        Then it was killed, as by an operator or a shortage of memory: no crash loop. Its trial's
+        losses are counted all the same.
+        """
+        try:
+            trained, n_trained = what_was_trained(self.database, self.study_id, place.worker)
+        except StorageError:
+            return False
+        before, place.n_trained = place.n_trained, n_trained
+        return trained and n_trained > before
 
     def _give_up(self, place: _Place, code: int, told: str, how: str) -> None:
         """Leave a place empty; the others go on."""

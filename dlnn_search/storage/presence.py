@@ -13,7 +13,7 @@ import psutil
 import sqlalchemy as sa
 
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import now
+from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import workers as table
 
 #: How much two readings of one process's start may differ.
@@ -73,6 +73,20 @@ def has_trained_here(database: Database, study_id: int) -> bool:
             .limit(1)
         )
     return found is not None
+
+
+def what_was_trained(database: Database, study_id: int, worker: str) -> tuple[bool, int]:
+    """Return whether a worker trained an epoch, and how many trials the study has trained."""
+    finished = (
+        sa.select(sa.func.count())
+        .where(slots.c.study_id == study_id, slots.c.outcome.in_(("complete", "pruned")))
+        .scalar_subquery()
+    )
+    with database.transaction() as connection:
+        row = connection.execute(
+            sa.select(table.c.images_per_second, finished).where(table.c.id == worker)
+        ).first()
+    return (False, 0) if row is None else (row[0] is not None, row[1])
 
 
 def dead_workers(database: Database, study_id: int) -> list[str]:

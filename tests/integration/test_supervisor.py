@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,8 @@ from dlnn_search.service.supervisor import Supervisor
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.events import last_events
+from dlnn_search.storage.presence import Presence
+from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
 
 DEFINITION = {"settings": {"metric": "loss", "direction": "minimize"}, "code": ""}
@@ -109,6 +112,36 @@ def test_a_crash_loop_is_given_up_with_the_logs_last_words(case: Case) -> None:
     assert "The disk said no." in str(told.value) and "Its log: " in str(told.value)
     assert len(Fake.made) == 5
     assert case.kinds()[-1] == "gave_up"
+
+
+@pytest.mark.parametrize(("trains", "finishes"), [(True, True), (True, False), (False, True)])
+def test_workers_that_are_killed_while_trials_are_finished_are_no_crash_loop(
+    case: Case, monkeypatch: pytest.MonkeyPatch, trains: bool, finishes: bool
+) -> None:
+    def born(*arguments: Any) -> Fake:
+        fake = Fake(*arguments)
+        name = fake.arguments[fake.arguments.index("--name") + 1]
+        presence = Presence(case.database, case.study_id, name)
+        if trains:
+            presence.show(images_per_second=100.0)
+        if finishes:
+            with case.database.transaction() as connection:
+                connection.execute(
+                    slots.update()
+                    .where(slots.c.number == len(Fake.made))
+                    .values(outcome="complete")
+                )
+        return fake
+
+    Slots(case.database, case.study_id).extend_to(20)
+    monkeypatch.setattr(module, "Started", born)
+    codes = [-9] * 8 + [0]
+    if trains and finishes:
+        assert case.run(codes)
+        assert len(Fake.made) == len(codes)
+        return
+    with pytest.raises(DlnnSearchError, match="died 5 times in a row"):
+        case.run(codes)
 
 
 def test_the_others_go_on_where_one_place_is_given_up(case: Case) -> None:
