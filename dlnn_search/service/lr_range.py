@@ -18,7 +18,6 @@ from dlnn_search.search.corners import middle_config
 from dlnn_search.service.export import config_of, write_whole
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.definitions import all_studies
-from dlnn_search.study import Study
 from dlnn_search.study_files import bring_code, built_in_studies, load_study
 from dlnn_search.training.rate_range import MIN_BATCHES, Sweep
 
@@ -41,7 +40,8 @@ def subject_of(name_or_file: str, url: str, *, quick: bool, study_file: str | No
     """Return what a name or a file stands for.
 
     Args:
-        name_or_file: A built-in config or study, a config's file, a study's file.
+        name_or_file: A built-in config or study, a study in the database, a config's file, a
+            study's file.
         url: Of the database, whose best trial is a study's config, if it has one.
         quick: Whether a study's small version is meant.
         study_file: The study that a config of own code is from.
@@ -54,6 +54,12 @@ def subject_of(name_or_file: str, url: str, *, quick: bool, study_file: str | No
     is_study = name_or_file.endswith(".py") or name_or_file in studies
     is_study |= name_or_file.removesuffix("-quick") in studies
     if not is_study or name_or_file in NAMED:
+        is_name = name_or_file not in NAMED and not Path(name_or_file).suffix
+        searched = _best_of(name_or_file, url) if is_name else None
+        if searched is not None:
+            found, number = searched
+            words = f"the best trial, {number},"
+            return Subject(bring_code(found, name_or_file, study_file), words, name_or_file)
         found = find_config(name_or_file)
         if quick:
             raise UsageError(f"--quick is for studies, got the config '{name_or_file}'.")
@@ -61,20 +67,20 @@ def subject_of(name_or_file: str, url: str, *, quick: bool, study_file: str | No
             bring_code(found, name_or_file, study_file), "the config", Path(name_or_file).stem
         )
     study = load_study(name_or_file, quick=quick)
-    best = _best_of(study, url)
+    best = _best_of(study.name, url)
     if best is not None:
         return Subject(study.with_own_code(best[0]), f"the best trial, {best[1]},", study.name)
     return Subject(middle_config(study), "the middle of the space", study.name)
 
 
-def _best_of(study: Study, url: str) -> tuple[Config, int] | None:
+def _best_of(study: str, url: str) -> tuple[Config, int] | None:
     try:
         database = open_database(url, create=False)
     except StorageError:  # not searched yet
         return None
     try:
         for stored in all_studies(database):
-            if stored.name == study.name:
+            if stored.name == study:
                 best = best_trials(database, stored, 1)
                 if best:
                     return config_of(stored, best[0]), best[0].number

@@ -76,6 +76,8 @@ def test_a_range_test_writes_table_picture_and_numbers(place: Place, subject: st
         arguments = ["lr-range", "mine.json", "--batches", 60, "-o", "rates.html"]
     told = place.succeed(*arguments)
     assert "60 batches of" in told and "rate" in told
+    if subject == "config":  # its study is in the database, by now
+        assert "best trial" in place.succeed("lr-range", "tiny", "--batches", 60)
     numbers = json.loads((place.folder / "rates.json").read_text())
     assert numbers["rates"][0] == pytest.approx(1e-5)
     assert len(numbers["losses"]) == len(numbers["smoothed"]) == len(numbers["rates"])
