@@ -267,9 +267,11 @@ class Chaos:
         return found
 
     def _kill_a_worker(self) -> None:
+        # By place, not by worker: the fewer live, the fewer are killed, or none would ever train.
+        place = self._random.randrange(self._options.workers)
         living = self._workers()
-        if living:
-            victim = self._random.choice(living)
+        if place < len(living):
+            victim = living[place]
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
                 self.done.n_killed += 1

@@ -39,6 +39,8 @@ FIRST_BACK_OFF_SECONDS = 1.0
 LONGEST_BACK_OFF_SECONDS = 60.0
 #: A worker that dies that often without living for `STEADY_SECONDS` in between is given up.
 MAX_CRASHES = 5
+#: The same while the other workers finish trials: it is tried less and less often.
+MAX_CRASHES_BESIDE_OTHERS = 20
 STEADY_SECONDS = 120.0
 #: Errors that a new process would only meet again.
 FATAL_EXIT_CODES = {error.exit_code: error for error in (UsageError, StudyError, DataError)}
@@ -203,11 +205,10 @@ class Supervisor:
         how = exit_words(code)
         if code in FATAL_EXIT_CODES:
             raise FATAL_EXIT_CODES[code](told.removeprefix("Error: "))
-        if time.monotonic() - place.started > STEADY_SECONDS or self._got_on(place):
+        if time.monotonic() - place.started > STEADY_SECONDS:
             place.crashes = 0
-        if not (code == StorageError.exit_code and self._away_since is not None):
-            place.crashes += 1
-        if place.crashes >= MAX_CRASHES:
+        is_outage = code == StorageError.exit_code and self._away_since is not None
+        if not is_outage and self._count_crash(place):
             self._give_up(place, code, told, how)
             return
         wait = min(
@@ -221,18 +222,22 @@ class Supervisor:
         self.say(f"{words} Log: {place.log}")
         self._note("restarted", f"{words} It said last: {told}", place.worker)
 
-    def _got_on(self, place: _Place) -> bool:
-        """Whether a dead worker had trained, and trials were finished since the last one's death.
+    def _count_crash(self, place: _Place) -> bool:
+        """Count a worker's death; return whether its place is to be given up.
 
-        Then it was killed, as by an operator or a shortage of memory: no crash loop. Its trial's
-        losses are counted all the same.
+        One that trained was killed, as by an operator or for want of memory: no crash loop, if
+        trials are finished meanwhile. Its trial's losses are counted all the same.
         """
-        try:
+        n_trained = place.n_trained
+        with suppress(StorageError):
             trained, n_trained = what_was_trained(self.database, self.study_id, place.worker)
-        except StorageError:
-            return False
-        before, place.n_trained = place.n_trained, n_trained
-        return trained and n_trained > before
+            if trained and n_trained > place.n_trained:
+                place.crashes = 0
+        place.crashes += 1
+        if place.crashes == 1:
+            place.n_trained = n_trained
+        goes_on = n_trained > place.n_trained
+        return place.crashes >= (MAX_CRASHES_BESIDE_OTHERS if goes_on else MAX_CRASHES)
 
     def _give_up(self, place: _Place, code: int, told: str, how: str) -> None:
         """Leave a place empty; the others go on."""

@@ -114,9 +114,12 @@ def test_a_crash_loop_is_given_up_with_the_logs_last_words(case: Case) -> None:
     assert case.kinds()[-1] == "gave_up"
 
 
-@pytest.mark.parametrize(("trains", "finishes"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("trains", "finishes", "n_deaths"),
+    [(True, True, 30), (True, False, 5), (False, True, 20), (False, False, 5)],
+)
 def test_workers_that_are_killed_while_trials_are_finished_are_no_crash_loop(
-    case: Case, monkeypatch: pytest.MonkeyPatch, trains: bool, finishes: bool
+    case: Case, monkeypatch: pytest.MonkeyPatch, trains: bool, finishes: bool, n_deaths: int
 ) -> None:
     def born(*arguments: Any) -> Fake:
         fake = Fake(*arguments)
@@ -133,14 +136,15 @@ def test_workers_that_are_killed_while_trials_are_finished_are_no_crash_loop(
                 )
         return fake
 
-    Slots(case.database, case.study_id).extend_to(20)
+    Slots(case.database, case.study_id).extend_to(40)
     monkeypatch.setattr(module, "Started", born)
-    codes = [-9] * 8 + [0]
+    monkeypatch.setattr(module, "LONGEST_BACK_OFF_SECONDS", 0.01)
+    codes = [-9] * 30 + [0]
     if trains and finishes:
         assert case.run(codes)
         assert len(Fake.made) == len(codes)
         return
-    with pytest.raises(DlnnSearchError, match="died 5 times in a row"):
+    with pytest.raises(DlnnSearchError, match=f"died {n_deaths} times in a row"):
         case.run(codes)
 
 
