@@ -307,6 +307,7 @@ class Supervisor:
         if number == signal.SIGTERM and self._now_at is None and self._kill_at is None:
             now = time.monotonic()
             self._now_at, self._kill_at = now + EPOCH_SECONDS, now + KILL_SECONDS
+            # Never cancelled: a last look at a database that is away may hang, too.
             last = threading.Timer(LAST_SECONDS, self._leave)
             last.daemon = True
             last.start()

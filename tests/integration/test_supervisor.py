@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -89,6 +91,8 @@ def case(
     monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(module, "FIRST_BACK_OFF_SECONDS", 0.001)
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    # A supervisor that heard SIGTERM ends its process after a while: here, that is the tests'.
+    monkeypatch.setattr(Supervisor, "_leave", lambda supervisor: None)
     Fake.made = []
     yield Case(sqlite_database, tmp_path / "logs")
     Fake.made = []
@@ -225,6 +229,27 @@ def test_a_worker_that_ignores_sigterm_is_told_again_and_then_killed(
     assert not case.run([None], tick=once)
     heard = Fake.made[0].heard
     assert heard[:2] == [signal.SIGTERM, signal.SIGINT] and signal.SIGKILL in heard
+
+
+LEAVES = """
+import os, signal, time
+from dlnn_search.service import supervisor as module
+
+module.LAST_SECONDS = 0.2
+supervisor = module.Supervisor.__new__(module.Supervisor)
+supervisor.__dict__.update(
+    _places=[], _now_at=None, _kill_at=None, _n_stop_signals=0, say=lambda words: None
+)
+signal.signal(signal.SIGTERM, supervisor._hear)
+os.kill(os.getpid(), signal.SIGTERM)
+while True:  # whatever hangs
+    time.sleep(60)
+"""
+
+
+def test_after_sigterm_a_supervisor_is_gone_whatever_hangs() -> None:
+    gone = subprocess.run([sys.executable, "-c", LEAVES], timeout=60, check=False)
+    assert gone.returncode == module.EXIT_INTERRUPTED
 
 
 def test_a_database_that_is_away_is_shown_and_outlived(case: Case) -> None:
