@@ -77,16 +77,15 @@ def has_trained_here(database: Database, study_id: int) -> bool:
 
 def what_was_trained(database: Database, study_id: int, worker: str) -> tuple[bool, int]:
     """Return whether a worker trained an epoch, and how many trials the study has trained."""
-    finished = (
-        sa.select(sa.func.count())
-        .where(slots.c.study_id == study_id, slots.c.outcome.in_(("complete", "pruned")))
-        .scalar_subquery()
-    )
     with database.transaction() as connection:
-        row = connection.execute(
-            sa.select(table.c.images_per_second, finished).where(table.c.id == worker)
-        ).first()
-    return (False, 0) if row is None else (row[0] is not None, row[1])
+        # A worker that died early has no row.
+        speed = connection.scalar(sa.select(table.c.images_per_second).where(table.c.id == worker))
+        n_trained = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(slots)
+            .where(slots.c.study_id == study_id, slots.c.outcome.in_(("complete", "pruned")))
+        )
+    return speed is not None, n_trained or 0
 
 
 def dead_workers(database: Database, study_id: int) -> list[str]:

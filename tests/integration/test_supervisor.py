@@ -129,9 +129,8 @@ def test_workers_that_are_killed_while_trials_are_finished_are_no_crash_loop(
     def born(*arguments: Any) -> Fake:
         fake = Fake(*arguments)
         name = fake.arguments[fake.arguments.index("--name") + 1]
-        presence = Presence(case.database, case.study_id, name)
         if trains:
-            presence.show(images_per_second=100.0)
+            Presence(case.database, case.study_id, name).show(images_per_second=100.0)
         if finishes:
             with case.database.transaction() as connection:
                 connection.execute(
