@@ -41,7 +41,7 @@ LABEL org.opencontainers.image.title="dlnn-search" \
 # which take over their owner.
 RUN groupadd --gid 10001 dlnn \
  && useradd --uid 10001 --gid dlnn --home-dir /home/dlnn --create-home --shell /usr/sbin/nologin dlnn \
- && install -d -o dlnn -g dlnn /files /cache /work
+ && install -d -o dlnn -g dlnn /files /cache /search
 COPY --from=build /opt/dlnn-search /opt/dlnn-search
 ENV PATH=/opt/dlnn-search/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -49,7 +49,7 @@ ENV PATH=/opt/dlnn-search/bin:$PATH \
     DLNN_SEARCH_FILES=/files \
     DLNN_SEARCH_CACHE=/cache
 USER 10001:10001
-WORKDIR /work
+WORKDIR /search
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["dlnn-search"]
 CMD ["--help"]

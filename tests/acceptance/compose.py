@@ -75,7 +75,7 @@ class Machine:
         as_user += ["--clear-groups", "--no-new-privs"] if as_user else []
         return [
             *("nsenter", f"--target={self.holder.pid}", "--mount", "--net"),
-            *("chroot", str(self.root), *as_user, "env", "--chdir=/work", "-i"),
+            *("chroot", str(self.root), *as_user, "env", "--chdir=/search", "-i"),
             *(f"{name}={text}" for name, text in environment.items()),
             *words,
         ]

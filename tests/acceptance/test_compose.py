@@ -27,7 +27,7 @@ from .compose import (
 )
 
 PGDATA = "/var/lib/postgresql/18/docker"  # as in PostgreSQL's image
-STUDY = "/work/studies/tiny.py"
+STUDY = "/search/studies/tiny.py"
 N_TRIALS = 4
 
 
