@@ -198,7 +198,7 @@ def _mount(made: Machine) -> None:
         f"echo 'dlnn:x:{PROGRAM_USER}:{PROGRAM_USER}::/tmp:/bin/sh' >> etc/passwd",
         f"echo 'database:x:{DATABASE_USER}:{DATABASE_USER}::/tmp:/bin/sh' >> etc/passwd",
         f"install -d -o {PROGRAM_USER} -g {PROGRAM_USER} files cache",
-        "install -d work/studies",
+        "install -d search/studies",
         f"install -d -m 700 -o {DATABASE_USER} -g {DATABASE_USER} var/lib/postgresql",
         f"install -d -o {DATABASE_USER} run/postgresql",
     ]

@@ -72,12 +72,11 @@ def assert_whole(searched: Searched, slot: Slot) -> None:
 def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
     searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_after(searched, monkeypatch, 5)
-    verdict, slot = searched.train()
+    with monkeypatch.context() as patch:
+        stop_after(searched, patch, 5)
+        verdict, slot = searched.train()
     assert verdict.outcome is None
     assert len(searched.curve(slot)) == 5
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "_load", lambda *_: DATA)
     searched.interrupted = False
     verdict, again = searched.train()
     assert again.number == slot.number and verdict.outcome == "complete"

@@ -165,11 +165,12 @@ def test_stop_lets_the_running_trial_end_and_begins_none(
 def test_stop_now_gives_a_long_epoch_up_and_keeps_those_before(
     begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = at_epochs(
-        monkeypatch, {3: lambda: set_control(begun.database, begun.id, "stop_now")}, slow=3
-    )
     began = time.monotonic()
-    assert begun.work() == EXIT_DONE
+    with monkeypatch.context() as patch:
+        trained = at_epochs(
+            patch, {3: lambda: set_control(begun.database, begun.id, "stop_now")}, slow=3
+        )
+        assert begun.work() == EXIT_DONE
     assert time.monotonic() - began < GRACE_SECONDS + 20
     assert trained == [1, 2] == begun.epochs()
     begun.assert_nothing_runs()
@@ -177,8 +178,6 @@ def test_stop_now_gives_a_long_epoch_up_and_keeps_those_before(
     assert trial.state == TrialState.WAITING
     assert begun.rows()[0].losses == 0
     go_on(begun.database, begun.id)
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "_load", lambda *_: DATA)
     assert begun.work("next") == EXIT_DONE
     begun.assert_all_done()
 
