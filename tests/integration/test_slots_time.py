@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from statistics import median
 
 import pytest
 
@@ -176,11 +175,12 @@ def test_a_claim_takes_milliseconds_among_ten_thousand_slots(
     slots.begin(begun, 1, 0)
     seconds = []
     for _ in range(40):
-        began = time.process_time(), time.perf_counter()
+        began = time.perf_counter()
         slot = claimed(slots)
-        seconds.append(time.perf_counter() - began[1])
+        seconds.append(time.perf_counter() - began)
         slots.settle(slot, "complete", value=1.0)
     slots.release(begun)
     assert claimed(slots).id == begun.id
-    # 2 ms on a quiet core; a scan of all slots takes 20 and more.
-    assert median(seconds) < 0.05, seconds
+    # 2 ms on a quiet core; a scan of all slots takes 20 and more. The quickest, since other work
+    # on the machine only ever adds.
+    assert min(seconds) < 0.02, seconds

