@@ -214,7 +214,7 @@ def test_no_command_tells_the_password(team: Team, how: str) -> None:
     for (name, password), came in done.items():
         for part in telling(password):
             assert part not in came.both, (name, came.both)
-        if password == WRONG and name not in ("doctor", "dashboard"):
+        if password == WRONG and name not in ("doctor", "dashboard", "studies"):  # open none
             assert came.code == 5, (name, came.both)
             assert "password authentication failed" in came.err, (name, came.both)
     for name in ("start", "trials"):
