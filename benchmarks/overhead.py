@@ -139,20 +139,30 @@ class Workers:
             there.close()
             self.connections.append(here)
             self.processes.append(process)
-        for connection in self.connections:
-            connection.recv()
+        self.failed = False
+        try:
+            for connection in self.connections:
+                connection.recv()
+        except EOFError:
+            self.failed = True
         self.turn(1)  # the first trial reads all those before it, on both sides
 
-    def turn(self, n_trials: int) -> tuple[float, float]:
+    def turn(self, n_trials: int) -> tuple[float, float] | None:
         """Let each worker do so many trials.
 
         Returns:
             Milliseconds a trial, mean over the workers: of a worker's time, and of its
-            processor's.
+            processor's. None where one failed, now or before: plain Optuna's on SQLite may.
         """
-        for connection in self.connections:
-            connection.send(n_trials)
-        found = [connection.recv() for connection in self.connections]
+        if self.failed:
+            return None
+        try:
+            for connection in self.connections:
+                connection.send(n_trials)
+            found = [connection.recv() for connection in self.connections]
+        except (EOFError, BrokenPipeError):
+            self.failed = True
+            return None
         n = n_trials * len(found)
         return 1e3 * sum(wall for wall, _ in found) / n, 1e3 * sum(cpu for _, cpu in found) / n
 
@@ -166,7 +176,7 @@ class Workers:
 def measure(
     url: str, sampler: str, n_workers: int, n_turns: int, folder: Path
 ) -> dict[str, list[tuple[float, float]]]:
-    """Return each side's turns, taken alternately."""
+    """Return each side's turns, taken alternately, until one fails."""
     sides = {
         "plain": Workers(_plain, url, sampler, n_workers, folder),
         "ours": Workers(_ours, url, sampler, n_workers, folder),
@@ -175,7 +185,8 @@ def measure(
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(n_turns):
             for name, workers in sides.items():
-                found[name].append(workers.turn(N_TRIALS[n_workers]))
+                if (turn := workers.turn(N_TRIALS[n_workers])) is not None:
+                    found[name].append(turn)
         return found
     finally:
         for workers in sides.values():
@@ -251,6 +262,7 @@ def row_of(
         "sampler": sampler,
         "trials": size,
         "workers": n_workers,
+        "turns": {side: len(found) for side, found in turns.items()},
         "ratio": _spread(ratios),
     }
     for side, found in turns.items():
@@ -259,13 +271,21 @@ def row_of(
     return row
 
 
-def _spread(values: list[float]) -> list[float]:
+def _spread(values: list[float]) -> list[float] | None:
+    if not values:
+        return None
     return [round(value, 2) for value in (median(values), min(values), max(values))]
 
 
-def _shown(spread: list[float], digits: int = 0) -> str:
+def _shown(spread: list[float] | None, digits: int = 0) -> str:
+    if spread is None:
+        return "failed"
     middle, low, high = (f"{value:.{digits}f}" for value in spread)
     return f"{middle} ({low}-{high})"
+
+
+def _first(spread: list[float] | None) -> str:
+    return "" if spread is None else f"{spread[0]:.0f}"
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -277,16 +297,17 @@ def line_of(row: dict[str, Any]) -> str:
         _shown(row["plain_ms"]),
         _shown(row["ours_ms"]),
         _shown(row["ratio"], 2),
-        f"{row['ours_ms'][0] - row['plain_ms'][0]:+.0f}",
-        f"{row['plain_processor_ms'][0]:.0f}",
-        f"{row['ours_processor_ms'][0]:.0f}",
+        _first(row["plain_processor_ms"]),
+        _first(row["ours_processor_ms"]),
+        row["turns"]["plain"],
+        row["turns"]["ours"],
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
 
 HEAD = (
-    "| database | workers | trials before | plain, ms | ours, ms | ratio | added, ms | "
-    "plain, processor ms | ours, processor ms |\n" + "|" + " --- |" * 9
+    "| database | workers | trials before | plain, ms | ours, ms | ratio | plain, processor ms | "
+    "ours, processor ms | plain, turns done | ours, turns done |\n" + "|" + " --- |" * 10
 )
 
 
