@@ -88,6 +88,7 @@ class Chaos:
         self._start: subprocess.Popen[bytes] | None = None
         self._frozen: Frozen | None = None
         self._spared: set[int] = set()
+        self._n_said = 0
         self.done = Mischief()
         text = STUDY.replace("BATCH_SIZE", str(options.batch_size))
         self._study.write_text(text.replace("EPOCHS", str(options.epochs)), encoding="utf-8")
@@ -146,6 +147,7 @@ class Chaos:
     def _begin(self) -> None:
         """Start the search as a user does."""
         output = (self._folder / "start.log").open("ab")
+        self._n_said = output.tell()
         self._start = subprocess.Popen(
             [
                 *(sys.executable, "-m", "dlnn_search", "start", str(self._study)),
@@ -179,6 +181,10 @@ class Chaos:
             return False
         self._begin()
         return True
+
+    def _is_searching(self) -> bool:
+        """Whether the present start has shown its first line."""
+        return (self._folder / "start.log").stat().st_size > self._n_said
 
     def _said(self) -> str:
         text = (self._folder / "start.log").read_text(encoding="utf-8", errors="replace")
@@ -246,6 +252,8 @@ class Chaos:
     def _restart(self, mode: str) -> Callable[[], bool]:
         def restart() -> bool:
             assert self._server is not None
+            if not self._is_searching():  # a start without a database says so and ends
+                return False
             self._say(f"restarting the server ({mode})")
             self._server.restart(mode, self._options.down)
             if mode == "fast":

