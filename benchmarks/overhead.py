@@ -216,6 +216,9 @@ class Templates:
                 warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
                 self._running = get_server(place, cleanup_mode="delete")
             self._server = sa.make_url(self._running.get_uri()).set(drivername="postgresql+psycopg")
+            # Two sides of 32 processes, up to two connections each.
+            self._execute("ALTER SYSTEM SET max_connections = 200")
+            _restart(self._running)
 
     def make(self, n_trials: int) -> None:
         url = self._make_empty(f"t{n_trials}")
