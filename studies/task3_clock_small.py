@@ -1,8 +1,10 @@
 """Task 3 on a CPU: clocks of 64 px, dials turned by any angle, what was learnt about them set.
 
 The wide space is task3-clock's. Here the image size, the joint head, batch normalisation and the
-falling rate are settled, and the rest is narrow: a trial takes half an hour on one core.
+falling rate are settled, and the rest is narrow: a trial takes a quarter of an hour on one core.
 """
+
+import math
 
 import optuna
 
@@ -29,19 +31,21 @@ from dlnn_search import (
 # epochs; the harder the pictures, the smaller the steps must be: (0.3, 4), (1.2, 4) falls back to
 # chance at its second step.
 CURRICULA = {
-    "short": ((0.3, 3), (0.6, 2), (1.0, 2), (1.5, 3), (2.2, 3)),
+    "short": ((0.3, 3), (0.6, 2), (1.0, 2), (1.5, 2), (2.2, 2)),
     "gradual": ((0.3, 4), (0.6, 3), (1.0, 3), (1.5, 3), (2.2, 3)),
 }
-EPOCHS = 40
+# Then the full circle, 72,000 clocks of it: after the jump 13,000 are soon known by heart, and an
+# hour is taken for its neighbour in two of a hundred others.
+MANY = CurriculumStage(azimuth_spread=math.pi, epochs=5, images_per_time=100)
+EPOCHS = 26
 QUICK_EPOCHS = 8
 N_STAGES = 5
 
 
 def space(trial: optuna.Trial) -> Config:
     stages = CURRICULA[trial.suggest_categorical("curriculum", sorted(CURRICULA))]
-    return config(
-        trial, EPOCHS, tuple(CurriculumStage(azimuth_spread=a, epochs=n) for a, n in stages)
-    )
+    steps = [CurriculumStage(azimuth_spread=a, epochs=n) for a, n in stages]
+    return config(trial, EPOCHS, (*steps, MANY))
 
 
 def quick_space(trial: optuna.Trial) -> Config:
@@ -51,7 +55,7 @@ def quick_space(trial: optuna.Trial) -> Config:
 
 def config(trial: optuna.Trial, epochs: int, curriculum: tuple[CurriculumStage, ...]) -> Config:
     # Figure 5 begins with 64 at 150 px; at 64 px a stage less of width reads as well.
-    width = trial.suggest_int("filters", 12, 24, log=True)
+    width = trial.suggest_int("filters", 14, 28, log=True)
     # Figure 5: 64, 64, 128, 256. 1 keeps the width, 2 doubles it at each stage.
     growth = trial.suggest_float("growth", 1.5, 2.0)
     # "A dropout of differing magnitude occurs after each layer" (section 4.5), unsaid how much.
@@ -63,10 +67,11 @@ def config(trial: optuna.Trial, epochs: int, curriculum: tuple[CurriculumStage, 
         filters = round(width * growth**stage)
         blocks += [
             Conv(filters=filters, padding="same", activation="linear"),
+            # Pooled first, the rest has a quarter to do: half as fast again.
+            Pool(),
             # Every solution known below 3 minutes but the report's own has it.
             BatchNorm(momentum=0.9),
             Activation(function="relu"),
-            Pool(),
             Dropout(rate=last_dropout * stage / (N_STAGES - 1)),
         ]
     # Figure 5: 128 shared by hour and minute, 64 for the hour, 256 for the minute.
@@ -122,9 +127,9 @@ study = Study(
     data=Clocks(image_size=64, validation=0.1),
     minimize="common_sense_error",
     epochs=EPOCHS,
-    # The longest curriculum takes 16 epochs, then some to get over the jump: a rung before that
-    # judges noise.
-    pruner=Halving(first_rung=20, factor=2),
+    # The longest curriculum takes 16 epochs, then one of the many clocks to get over the jump: a
+    # rung before that judges noise.
+    pruner=Halving(first_rung=17, factor=2),
     trials=16,
     quick=Quick(
         trials=6,

@@ -41,10 +41,13 @@ def default_epochs(epochs: int) -> Iterator[None]:
 
 
 class CurriculumStage(Frozen):
-    """Epochs on rendered clocks whose dials are turned less than the data's own."""
+    """Epochs on rendered clocks with dials turned less than the data's, or on more clocks."""
 
     azimuth_spread: float = Field(ge=0, le=math.pi)
+    """Dials are turned by at most this, radians."""
     epochs: int = Field(ge=1)
+    images_per_time: int | None = Field(None, ge=1, le=1000)
+    """None: as many as the data has."""
 
 
 class Augmentation(Frozen):

@@ -158,5 +158,5 @@ def recipes_of(data: Data, curriculum: Sequence[CurriculumStage]) -> list[Recipe
     data = resolve(data)
     recipes = [recipe_for(data)]
     if isinstance(data, Clocks):
-        recipes += [curriculum_recipe(data, stage.azimuth_spread) for stage in curriculum]
+        recipes += [curriculum_recipe(data, stage) for stage in curriculum]
     return recipes

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dlnn_search.config.training import CurriculumStage
+
 TIMES_ON_DIAL = 720
 #: Counted up when the renderer draws other pictures from the same parameters.
 RENDERER_VERSION = 1
@@ -63,22 +65,23 @@ def digits_recipe(digits: DigitSet) -> Recipe:
     )
 
 
-def curriculum_recipe(data: Clocks, azimuth_spread: float) -> Recipe:
+def curriculum_recipe(data: Clocks, stage: CurriculumStage) -> Recipe:
     """Return how the clocks of one stage of a curriculum are prepared.
 
-    They are as large, as difficult and as many as the data's own, with dials turned by at most
-    `azimuth_spread` radians. Their seed is a hash of the data's seed and the spread, so no stage
-    repeats a picture of the data or of a stage with another spread.
+    They are as large and as difficult as the data's own, and as many unless the stage says
+    otherwise. Their seed is a hash of the data's seed, the stage's spread and its number of
+    pictures, so no stage repeats a picture of the data or of another stage.
     """
+    per_time = stage.images_per_time or data.images_per_time
     drawing = {
         "image_size": data.image_size,
-        "images_per_time": data.images_per_time,
-        "azimuth_spread": azimuth_spread,
+        "images_per_time": per_time,
+        "azimuth_spread": stage.azimuth_spread,
         "difficulty": data.difficulty,
-        "seed": curriculum_seed(data.render_seed, azimuth_spread),
+        "seed": curriculum_seed(data.render_seed, stage),
     }
-    title = f"clocks turned by at most {azimuth_spread:.3g} rad ({_edge(data)})"
-    n = TIMES_ON_DIAL * data.images_per_time
+    title = f"clocks turned by at most {stage.azimuth_spread:.3g} rad ({_edge(data)})"
+    n = TIMES_ON_DIAL * per_time
 
     def write(into: Path, on_progress: OnProgress) -> None:
         pictures = map_array(into / "search" / PICTURES, (n, data.image_size, data.image_size))
@@ -98,9 +101,11 @@ def curriculum_recipe(data: Clocks, azimuth_spread: float) -> Recipe:
     )
 
 
-def curriculum_seed(render_seed: int, azimuth_spread: float) -> int:
+def curriculum_seed(render_seed: int, stage: CurriculumStage) -> int:
     """Return the render seed of a curriculum's stage, never the data's own `render_seed`."""
-    text = f"curriculum of {render_seed}, {azimuth_spread!r}"
+    text = f"curriculum of {render_seed}, {stage.azimuth_spread!r}"
+    if stage.images_per_time is not None:
+        text += f", {stage.images_per_time} of each time"
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
     return seed if seed != render_seed else seed + 1
 

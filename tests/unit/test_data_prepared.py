@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dlnn_search.config import Clocks, CurriculumStage
+from dlnn_search.data.loading import load
 from dlnn_search.data.prepared import (
     Recipe,
     cache_root,
@@ -195,13 +196,24 @@ def test_validation_and_training_size_share_one_folder_so_the_test_pictures_stay
 
 
 def test_no_stage_of_a_curriculum_draws_with_the_datas_own_seed() -> None:
-    spreads = [0.0, 0.3, 1.2, 3.14]
-    seeds = [curriculum_seed(seed, spread) for seed in range(50) for spread in spreads]
+    stages = [
+        CurriculumStage(azimuth_spread=spread, epochs=1, images_per_time=per_time)
+        for spread in (0.0, 0.3, 1.2, 3.14)
+        for per_time in (None, 1, 100)
+    ]
+    seeds = [curriculum_seed(seed, stage) for seed in range(50) for stage in stages]
     assert len(set(seeds)) == len(seeds)
     assert not set(seeds) & set(range(10_000))
-    stages = [CurriculumStage(azimuth_spread=spread, epochs=1) for spread in spreads]
-    names = {curriculum_recipe(CLOCKS, stage.azimuth_spread).name for stage in stages}
-    assert len(names) == len(spreads)
+    names = {curriculum_recipe(CLOCKS, stage).name for stage in stages}
+    assert len(names) == len(stages)
+
+
+def test_a_stage_of_a_curriculum_has_as_many_clocks_as_the_data_or_as_it_says() -> None:
+    data = Clocks(source="rendered", image_size=32, images_per_time=2)
+    as_the_data = CurriculumStage(azimuth_spread=0.3, epochs=1)
+    more = CurriculumStage(azimuth_spread=0.3, epochs=1, images_per_time=3)
+    stages = load(data, [as_the_data, more], on_progress=quiet).curriculum
+    assert [len(stage) for stage in stages] == [1_440, 2_160]
 
 
 def test_without_a_terminal_progress_is_a_few_plain_lines(
