@@ -111,6 +111,7 @@ def test_a_browser_shows_the_trials_with_their_notes(
 
 
 def test_a_browser_writes_no_errors_of_the_page(address: str, browser: Any) -> None:
+    browser.get_log("browser")  # forgotten: other tests' pages
     browser.get(f"{address}/dashboard/")
     wait_for("the list of studies", lambda: "tiny" in text_of(browser))
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

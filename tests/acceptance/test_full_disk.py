@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,8 @@ def fill(place: Place, spare_bytes: int) -> Path:
     """Take all room but a rest."""
     file = place.folder / "something-large"
     room = os.statvfs(place.folder)
-    with file.open("wb") as target:
+    # Unbuffered it takes what there is, should a worker have written meanwhile.
+    with file.open("wb", buffering=0) as target, suppress(OSError):
         target.write(b"x" * max(0, room.f_bavail * room.f_frsize - spare_bytes))
     return file
 
