@@ -159,6 +159,11 @@ class Config(Frozen):
                 "Augmentation needs pixels in their places, got a permutation "
                 f"(permutation_seed={permuted}). Leave one of the two out."
             )
+        if self.training.augmentation.mirror and isinstance(self.data, Clocks | Mnist):
+            raise ValueError(
+                f"Mirrored, pictures of '{self.data.name}' show something else: expected "
+                "mirror=False."
+            )
         if self.training.monitor not in (None, *DIRECTIONS):
             raise ValueError(
                 f"Unknown metric '{self.training.monitor}'. Known: {', '.join(DIRECTIONS)}."

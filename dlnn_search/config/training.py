@@ -53,8 +53,7 @@ class CurriculumStage(Frozen):
 class Augmentation(Frozen):
     """How far training pictures are changed, anew each time that they are seen.
 
-    Each is the most that is drawn, evenly to both sides; 0 leaves it alone. Nothing is ever
-    mirrored: a mirrored clock tells another time, and a mirrored digit is none.
+    Each number is the most that is drawn, evenly to both sides; 0 leaves it alone.
 
     Source: report, sections 4.4 ("slightly distorted and, for example, rotated variations") and
     5, which did not get to try it.
@@ -72,6 +71,9 @@ class Augmentation(Frozen):
     """0.2: gray levels times 0.8 to 1.2."""
     glare: float = Field(0.0, ge=0, le=1)
     """Half of the pictures get a round spot of up to this share of full white, added."""
+    mirror: bool = False
+    """Half of the pictures get left and right exchanged. Clothes stay what they are; a mirrored
+    clock tells another time, and a mirrored digit is none: refused there."""
 
     @property
     def changes(self) -> bool:

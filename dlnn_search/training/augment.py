@@ -54,6 +54,9 @@ def augment(images: Tensor, spec: Augmentation, seed: Tensor) -> Tensor:
         The same shape and type. What a transformation uncovers repeats the nearest edge.
     """
     shape, known = tf.shape(images), images.shape
+    if spec.mirror:
+        heads = tf.random.stateless_uniform((shape[0], 1, 1, 1), _fold(seed, 7)) < 0.5
+        images = tf.where(heads, images[:, :, ::-1], images)
     if spec.rotation or spec.shift or spec.zoom or spec.perspective:
         images = tf.raw_ops.ImageProjectiveTransformV3(
             images=images,

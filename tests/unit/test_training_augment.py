@@ -10,7 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from dlnn_search.config import Augmentation, Config, Dense, Mlp, Mnist, Training
+from dlnn_search.config import (
+    Augmentation,
+    ClockNet,
+    Clocks,
+    Config,
+    Data,
+    Dense,
+    Mlp,
+    Mnist,
+    Model,
+    Training,
+    TwoSoftmax,
+)
 from dlnn_search.data.clock_renderer import render_times
 from dlnn_search.training import augment as module
 from dlnn_search.training.augment import augment, augmenter
@@ -49,6 +61,25 @@ def test_a_rotation_is_pillow_s_about_the_same_centre(
         expected = np.asarray(Image.fromarray(clock).rotate(degrees, Image.Resampling.BILINEAR))
         off = np.abs(turned - expected.astype(np.int64))[inside]
         assert off.max() <= 3  # a gray level here and there, from rounding
+
+
+def test_half_of_the_pictures_are_mirrored() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (200, 5, 4), dtype=np.uint8)
+    found = changed(images, mirror=True)
+    same = (found == images).all(axis=(1, 2))
+    mirrored = (found == images[:, :, ::-1]).all(axis=(1, 2))
+    assert (same ^ mirrored).all()
+    assert 70 < mirrored.sum() < 130
+    assert np.array_equal(found, changed(images, mirror=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "model"), [(Mnist(), Mlp()), (Clocks(), ClockNet(blocks=(), head=TwoSoftmax()))]
+)
+def test_what_a_mirror_makes_another_thing_of_is_not_mirrored(data: Data, model: Model) -> None:
+    training = Training(epochs=1, augmentation=Augmentation(mirror=True))
+    with pytest.raises(ValidationError, match="show something else: expected mirror=False"):
+        Config(data=data, model=model, training=training)
 
 
 def test_a_turned_clock_is_the_clock_drawn_with_a_turned_dial(draws: dict[int, float]) -> None:
