@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dlnn_search.report.status import StudyStatus
+from dlnn_search.search.edges import Edge
 
 #: Trials that must have ended before a share of them says anything.
 N_FOR_SHARES = 4
 N_FOR_PRUNING = 10
-#: Below that many complete trials the best one's place in the space is luck.
-N_FOR_EDGES = 8
-#: So near to an end of a parameter's range, as a share of it, a value lies on the edge.
-EDGE_SHARE = 0.02
 #: Networks of one space differ several times in speed; beyond that it is the machine.
 SLOW_FACTOR = 8.0
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number that a trial was given, and the range that it came from."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    @property
-    def edge(self) -> str | None:
-        """`lower` or `upper`, where the value lies at that end of the range."""
-        if self.high <= self.low:
-            return None
-        if self.whole:
-            if self.high - self.low < 2:  # of two values each is an end
-                return None
-            ends = {self.low: "lower", self.high: "upper"}
-            return ends.get(self.value)
-        scale: Callable[[float], float] = math.log if self.log else float
-        at = (scale(self.value) - scale(self.low)) / (scale(self.high) - scale(self.low))
-        return "lower" if at <= EDGE_SHARE else "upper" if at >= 1 - EDGE_SHARE else None
-
-    @property
-    def widened(self) -> float | None:
-        """Return the end that the range should have instead; None where it cannot go further."""
-        if self.edge == "upper":
-            if self.log and not self.whole:
-                return self.high * 3
-            if self.low >= 0 and self.high <= 1 and not self.whole:  # a share stays below 1
-                further = min(self.high + (self.high - self.low) / 2, (self.high + 1) / 2)
-                return further if self.high < 0.95 else None
-            further = self.high + (self.high - self.low) / 2
-            return math.ceil(further) if self.whole else further
-        if self.edge == "lower":
-            if self.log and not self.whole:
-                return self.low / 3
-            further = self.low - (self.high - self.low) / 2
-            if self.low >= 0:  # sizes and shares have an end of their own
-                further = max(further, 1 if self.whole and self.low >= 1 else 0)
-            further = math.floor(further) if self.whole else further
-            return further if further < self.low else None
-        return None
 
 
 @dataclass(frozen=True)
@@ -72,7 +21,7 @@ class Facts:
     """What advice is given on.
 
     Attributes:
-        best_params: Of the best trials, best first: each one's numbers.
+        edges: Parameters whose best value lies at an end of their range.
         diverged_rates: Learning rates of trials that diverged.
         sound_rates: Learning rates of trials that did not.
         event_counts: How often each kind of event is among the latest.
@@ -80,7 +29,7 @@ class Facts:
     """
 
     status: StudyStatus
-    best_params: Sequence[Sequence[Parameter]] = ()
+    edges: Sequence[Edge] = ()
     diverged_rates: Sequence[float] = ()
     sound_rates: Sequence[float] = ()
     event_counts: dict[str, int] | None = None
@@ -228,27 +177,8 @@ def _slow(facts: Facts) -> Iterator[str]:
 
 
 def _on_the_edge(facts: Facts) -> Iterator[str]:
-    if facts.status.counts.get("complete", 0) < N_FOR_EDGES or not facts.best_params:
-        return
-    best, *others = facts.best_params
-    for parameter in best:
-        widened = parameter.widened
-        if widened is None:
-            continue
-        also = sum(
-            other.name == parameter.name and other.edge == parameter.edge
-            for params in others
-            for other in params
-        )
-        low, high = (
-            (widened, parameter.high) if parameter.edge == "lower" else (parameter.low, widened)
-        )
-        company = f", as {also} of the next {len(others)} do" if also else ""
-        yield (
-            f"The best trial lies on the edge of {parameter.name} ({parameter.value:.4g}, "
-            f"{parameter.edge} end of {parameter.low:.4g} to {parameter.high:.4g}){company}: widen "
-            f"it to {low:.3g} to {high:.3g}, in a copy of the study."
-        )
+    for edge in facts.edges:
+        yield edge.words()
 
 
 def _n_failed(facts: Facts, kind: str) -> int:

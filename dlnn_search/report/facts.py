@@ -7,17 +7,15 @@ from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import FloatDistribution, IntDistribution
 
-from dlnn_search.report.advice import Facts, Parameter
+from dlnn_search.report.advice import Facts
 from dlnn_search.report.status import StudyStatus, best_trials
+from dlnn_search.search.edges import Edge, find_edges, n_elites
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.events import Event
 from dlnn_search.storage.schema import slots
 
-#: Best trials whose place in the space is looked at.
-N_BEST = 5
 #: Trials of each sort whose learning rates are looked at, the latest.
 N_RATES = 50
 #: Events of before that are over; what is repeated comes again.
@@ -42,7 +40,7 @@ def facts_of(
     diverges = any(failure.kind == "diverged" for failure in status.failures)
     return Facts(
         status=status,
-        best_params=_best_params(database, study),
+        edges=_edges(database, study, status.counts.get("complete", 0)),
         diverged_rates=_rates(database, study, slots.c.failure == "diverged") if diverges else (),
         sound_rates=_rates(database, study, slots.c.outcome == "complete") if diverges else (),
         event_counts=counts,
@@ -50,32 +48,16 @@ def facts_of(
     )
 
 
-def _best_params(database: Database, study: StoredStudy) -> list[list[Parameter]]:
-    numbers = [trial.number for trial in best_trials(database, study, N_BEST)]
-    found = []
+def _edges(database: Database, study: StoredStudy, n_complete: int) -> list[Edge]:
+    best = []
     # A study that was deleted in the dashboard has no trials of Optuna's any more.
     with storage_errors(database.url), suppress(KeyError):
         storage = database.optuna
         study_id = storage.get_study_id_from_name(study.name)
-        for number in numbers:
-            trial = storage.get_trial(
-                storage.get_trial_id_from_study_id_trial_number(study_id, number)
-            )
-            found.append(
-                [
-                    Parameter(
-                        name=name,
-                        value=trial.params[name],
-                        low=distribution.low,
-                        high=distribution.high,
-                        log=distribution.log,
-                        whole=isinstance(distribution, IntDistribution),
-                    )
-                    for name, distribution in trial.distributions.items()
-                    if isinstance(distribution, FloatDistribution | IntDistribution)
-                ]
-            )
-    return found
+        for trial in best_trials(database, study, n_elites(n_complete)):
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+            best.append(storage.get_trial(trial_id))
+    return find_edges(best, n_complete)
 
 
 def _rates(database: Database, study: StoredStudy, which: sa.ColumnElement[bool]) -> list[float]:

@@ -56,10 +56,9 @@ def narrowing_of(study: optuna.Study) -> Narrowing:
             distributions.setdefault(name, distribution)
     maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
     complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    best = None
-    if complete:
-        best = (max if maximize else min)(complete, key=lambda trial: trial.values[0])
-    edges = find_edges(trials, maximize=maximize)
+    complete.sort(key=lambda t: (-t.values[0] if maximize else t.values[0], t.number))
+    edges = find_edges(complete, len(complete))
+    best = complete[0] if complete else None
     return Narrowing(stored_regions(study), distributions, trials, best, edges)
 
 

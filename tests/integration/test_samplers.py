@@ -16,7 +16,10 @@ from dlnn_search.cli import app
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.dashboard_curves import _put_figure
 from dlnn_search.errors import UsageError
+from dlnn_search.report.advice import advice
+from dlnn_search.report.facts import facts_of
 from dlnn_search.report.regions import narrowing_figure, narrowing_of
+from dlnn_search.report.status import study_status
 from dlnn_search.search import optuna_study as module
 from dlnn_search.search.coarse_to_fine import stored_regions
 from dlnn_search.search.optuna_study import (
@@ -164,8 +167,35 @@ def test_regions_are_shown_as_a_table_and_a_page(sqlite_database: Database, tmp_
     assert shown.exit_code == 0, shown.output
     for words in ("declared", "stage 2", "from trial 8", "stage 3", "1e-05 to 0.1, log", "relu"):
         assert words in shown.output
-    assert "layers: the best value, 1, lies at the lower end of its range, 1 to 3" in shown.output
+    assert "edge of layers" not in shown.output  # the fewest are the best, but none is no network
     assert "How the space of some-study narrowed" in page.read_text()
+
+
+def test_regions_and_status_say_the_same_of_a_best_trial_on_the_edge(database: Database) -> None:
+    made(database, 12)
+    trials = open_optuna_study(STUDY, database)
+    slots = Slots(database, find(database, "some-study").id)
+    for number in range(9):
+        layers = 2 if number == 1 else 3
+        trials.enqueue_trial({"rate": 0.1, "layers": layers, "dropout": 0.2})
+        slot = slots.claim("w")
+        assert slot is not None
+        trial = begin_trial(trials, STUDY, slot)
+        slots.begin(slot, trial._trial_id, trial.number)
+        STUDY.config(trial)
+        slots.settle(slot, "complete", value=float(number))
+        tell(trials, trial._trial_id, "complete", float(number))
+    stored = find(database, "some-study")
+    told = advice(facts_of(database, stored, study_status(database, stored), []))
+    on_the_edge = [
+        "The best trial lies on the edge of rate (0.1, upper end of 1e-05 to 0.1), as 2 of the "
+        "next 2 do: widen it to 1e-05 to 0.55, in a copy of the study.",
+        "The best trial lies on the edge of layers (3, upper end of 1 to 3), as 1 of the next 2 "
+        "do: widen it to 1 to 4, in a copy of the study.",
+    ]
+    assert [sentence for sentence in told if "edge" in sentence] == on_the_edge
+    shown = regions_printed("some-study", "--storage", database.url).output
+    assert all(f"Warning: {sentence}" in shown for sentence in on_the_edge)
 
 
 def test_regions_of_a_study_that_another_sampler_searched_are_the_whole_space(

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
-
-from dlnn_search.report.advice import Facts, Parameter, advice
+from dlnn_search.report.advice import Facts, advice
 from dlnn_search.report.status import FailureStatus, StudyStatus, WorkerStatus
+from dlnn_search.search.edges import Edge
 from dlnn_search.storage.budget import BudgetUse
 
 
@@ -85,39 +84,9 @@ def test_a_few_trials_that_diverge_are_usual() -> None:
     assert not advice(Facts(status({"failed": 1, "open": 9}, failures=[diverged(1)])))
 
 
-DROPOUT = Parameter("dropout", 0.5, 0.1, 0.5)
-
-
 def test_a_best_trial_on_the_edge_calls_for_a_wider_range() -> None:
-    told = only(Facts(status({"complete": 9, "open": 1}), best_params=[[DROPOUT], [DROPOUT], []]))
-    assert told.startswith("The best trial lies on the edge of dropout (0.5, upper end of 0.1")
-    assert "as 1 of the next 2 do: widen it to 0.1 to 0.7" in told
-
-
-def test_after_few_trials_the_best_ones_place_is_luck() -> None:
-    assert not advice(Facts(status({"complete": 3, "open": 9}), best_params=[[DROPOUT]]))
-
-
-@pytest.mark.parametrize(
-    ("parameter", "edge", "widened"),
-    [
-        (Parameter("rate", 0.0099, 1e-5, 1e-2, log=True), "upper", 0.03),
-        (Parameter("rate", 1.05e-5, 1e-5, 1e-2, log=True), "lower", 1e-5 / 3),
-        (Parameter("rate", 1e-3, 1e-5, 1e-2, log=True), None, None),
-        (Parameter("units", 128, 32, 128, whole=True), "upper", 176),
-        (Parameter("units", 32, 32, 128, whole=True), "lower", 1),
-        (Parameter("layers", 1, 1, 5, whole=True), "lower", None),  # there is no network of none
-        (Parameter("dropout", 0.0, 0.0, 0.5), "lower", None),
-        (Parameter("dropout", 0.97, 0.0, 0.98), "upper", None),  # nearly all is dropped
-        (Parameter("either", 1, 1, 2, whole=True), None, None),
-        (Parameter("fixed", 1.0, 1.0, 1.0), None, None),
-    ],
-)
-def test_an_edge_is_told_with_the_range_that_would_have_room(
-    parameter: Parameter, edge: str | None, widened: float | None
-) -> None:
-    assert parameter.edge == edge
-    assert parameter.widened == (None if widened is None else pytest.approx(widened))
+    dropout = Edge("dropout", "upper", 0.5, 0.1, 0.5, (0.1, 0.7), n_others=2, n_near=1)
+    assert only(Facts(status({"complete": 9, "open": 1}), edges=[dropout])) == dropout.words()
 
 
 def test_open_trials_without_a_worker_call_for_one() -> None:
