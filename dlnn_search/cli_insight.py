@@ -20,8 +20,10 @@ from dlnn_search.cli_options import (
 from dlnn_search.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
+    from dlnn_search.report.confirmation import Confirmation
     from dlnn_search.service.confirm import Planned
     from dlnn_search.storage.database import Database
+    from dlnn_search.storage.definitions import StoredStudy
 
 EXIT_INTERRUPTED = 130
 
@@ -87,31 +89,23 @@ def confirm(
     storage: StorageOption = None,
 ) -> None:
     """Train the best trials again with fresh seeds; rank them by the mean."""
-    from dlnn_search.report.confirmation import (
-        confirmation,
-        confirmation_figure,
-        print_confirmation,
-    )
+    from dlnn_search.report.confirmation import confirmation_figure
     from dlnn_search.service.confirm import plan_confirmation
     from dlnn_search.storage.definitions import find
 
-    console, url = make_console(), database_url_of(storage)
+    url = database_url_of(storage)
     database = open_known(storage)
     try:
         stored = find(database, study)
         planned = plan_confirmation(database, stored, top=top, seeds=seeds, study_file=code)
         ended = _train(planned, workers, code, url, storage_words(storage))
-        result = confirmation(database, stored)
-        assert result is not None  # it was planned
-        print()
-        print_confirmation(console, stored, result)
+        result = _print_confirmation(database, stored)
         figure = confirmation_figure(stored, result)
         for name in (stored.name, planned.study.name):
             _show_in_dashboard(database, name, figure, "winners-curse")
+        _print_export(stored, result, storage_words(storage))
     finally:
         database.close()
-    if result.winner is not None:
-        print(f"\nExport it: dlnn-search export {study} -o best.json{storage_words(storage)}")
     if not ended:
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -143,6 +137,45 @@ def retune(
         database.close()
     if not ended:
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def print_linked(name: str, url: str, where: str) -> None:
+    """Print what a linked study's trainings say of the study that their configs are from.
+
+    Args:
+        name: Of the linked study.
+        url: Of the database.
+        where: The option that names the database, if one was given.
+    """
+    from dlnn_search.report.retuning import print_retuning, retuning
+    from dlnn_search.storage.database import open_database
+    from dlnn_search.storage.definitions import find
+
+    parent, _, kind = name.rpartition("-")
+    database = open_database(url, create=False)
+    try:
+        stored = find(database, parent)
+        print()
+        if kind == "confirm":
+            _print_export(stored, _print_confirmation(database, stored), where)
+        else:
+            print_retuning(make_console(), stored, retuning(database, stored), where)
+    finally:
+        database.close()
+
+
+def _print_confirmation(database: Database, stored: StoredStudy) -> Confirmation:
+    from dlnn_search.report.confirmation import confirmation, print_confirmation
+
+    result = confirmation(database, stored)
+    assert result is not None  # it was planned
+    print_confirmation(make_console(), stored, result)
+    return result
+
+
+def _print_export(stored: StoredStudy, result: Confirmation, where: str) -> None:
+    if result.winner is not None:
+        print(f"\nExport it: dlnn-search export {stored.name} -o best.json{where}")
 
 
 def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: str) -> bool:

@@ -212,7 +212,12 @@ def start(
     keep = options[: options.index("--timeout")] if "--timeout" in options else options
     again = " ".join(["dlnn-search start", *arguments, *keep])
     with_code = f" --study {code or study}" if loaded.load or loaded.build else ""
-    print_end(console, started.status, again, where, with_code)
+    linked = is_linked_name(study)
+    print_end(console, started.status, again, where, with_code, is_linked=linked)
+    if linked:
+        from dlnn_search.cli_insight import print_linked
+
+        print_linked(study, url, where)
     if not started.by_itself:
         raise typer.Exit(EXIT_INTERRUPTED)
 

@@ -157,7 +157,13 @@ def print_ready(console: Console, status: StudyStatus, join: str, storage: str) 
 
 
 def print_end(
-    console: Console, status: StudyStatus, again: str, storage: str, code: str = ""
+    console: Console,
+    status: StudyStatus,
+    again: str,
+    storage: str,
+    code: str = "",
+    *,
+    is_linked: bool = False,
 ) -> None:
     """Print what a search came to, and the commands to go on with.
 
@@ -167,6 +173,8 @@ def print_end(
         again: The command that goes on with the search.
         storage: The option that names the database, if one was given.
         code: The option that brings a study's own code, if it has any.
+        is_linked: Whether it trained given configs: its budget is another command's, and none of
+            its trials is a winner by itself.
     """
     console.print()
     limit = status.use.exhausted_by
@@ -200,11 +208,16 @@ def print_end(
             + ", ".join(
                 f"{status.counts.get(key, 0)} {key}" for key in ("complete", "pruned", "failed")
             )
-            + f". More: {again} --trials {2 * status.budget}{storage}",
+            + ("." if is_linked else f". More: {again} --trials {2 * status.budget}{storage}"),
         )
     if status.best is None or status.best.value is None:
         if status.n_done:
-            _say(console, f"No trial came to its end. See why: dlnn-search trials {status.name}")
+            _say(
+                console,
+                f"No trial came to its end. See why: dlnn-search trials {status.name}{storage}",
+            )
+        return
+    if is_linked:
         return
     _say(
         console,

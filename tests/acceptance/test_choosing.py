@@ -18,8 +18,12 @@ def test_the_winner_is_confirmed_and_exported(searched: Place, place: Place) -> 
     place = searched.copy_to(place.folder / "copy")
     own = place.succeed("export", "tiny", "-o", "own.json")
     assert "Not confirmed" in own and "dlnn-search confirm tiny" in own
-    told = place.succeed("confirm", "tiny", "--top", 2, "--seeds", 2, "--workers", 2)
-    assert "All" not in told.splitlines()[-1]
+    place.succeed("confirm", "tiny", "--top", 2, "--seeds", 2, "--workers", 0)
+    told = place.succeed("start", "tiny-confirm", "--workers", 2)
+    assert "All 4 trials of tiny-confirm are done: 4 complete" in told
+    for misleading in ("More:", "--trials", "Best: trial", "export tiny-confirm"):
+        assert misleading not in told
+    assert "dlnn-search export tiny -o best.json" in told
     assert "search said" in told and "±" in told and "Export it" in told
     again = place.succeed("confirm", "tiny", "--top", 2, "--seeds", 2)
     assert place.slot_states().count("done") == 8
