@@ -103,9 +103,10 @@ class LiveView:
     def _line(self, status: StudyStatus) -> None:
         """One line: budget, best, and what each worker is at."""
         at = "; ".join(worker_words(worker, status.metric) for worker in status.workers)
+        nobody = "workers done" if status.n_done == status.budget else "no worker yet"
         self._console.print(
             f"[{duration(time.monotonic() - self._started)}] {budget_words(status)} | "
-            f"{best_words(status)} | {at or 'no worker yet'}",
+            f"{best_words(status)} | {at or nobody}",
             highlight=False,
             markup=False,
             soft_wrap=True,
