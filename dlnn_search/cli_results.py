@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,11 @@ from dlnn_search.cli_options import (
     storage_words,
 )
 from dlnn_search.errors import UsageError
+
+if TYPE_CHECKING:
+    from dlnn_search.service.export_model import ExportedModel
+    from dlnn_search.storage.database import Database
+    from dlnn_search.storage.definitions import StoredStudy
 
 MAX_SEEDS = 100
 MAX_FOLDS = 100
@@ -66,28 +71,65 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
 
 def export(
     study: StudyArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="FILE.keras",
+            help="The best trial's trained model to write, too, from its kept checkpoint.",
+        ),
+    ] = None,
     top: Annotated[
         int, typer.Option("--top", help="The best K trials: FILE, FILE-2, ..., best first.")
     ] = 1,
+    code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Write the best trial as a config; the confirmed winner, if there is one."""
+    if output is None and model is None:
+        raise UsageError(
+            "Expected something to write: the config with -o best.json, the trained model with "
+            "--model best.keras, or both."
+        )
     from dlnn_search.config import read_config
-    from dlnn_search.service.export import export_best
+    from dlnn_search.service.export import check_wishes, export_best
     from dlnn_search.storage.definitions import find
 
+    # A model's config stands beside it, as `predict` expects.
+    output = output or Path(model or "").with_suffix(".json")
+    check_wishes(top, output, model)
     database = open_known(storage)
     try:
-        exported = export_best(database, find(database, study), top, output)
+        stored = find(database, study)
+        written = None if model is None else _write_model(database, stored, model, code)
+        exported = export_best(database, stored, top, output)
         for path in exported.paths:
             print(f"Wrote {path}")
+        if written is not None:
+            print(f"Wrote {written.path}\n{written.words}")
         print(exported.words)
     finally:
         database.close()
     own = any(part.study for part in read_config(output).own_parts)
     with_code = " --study FILE" if own else ""
     print(f"\nTest it, once: dlnn-search evaluate {output}{with_code}{storage_words(storage)}")
+
+
+def _write_model(
+    database: Database, stored: StoredStudy, path: Path, code: str | None
+) -> ExportedModel:
+    import os
+
+    from dlnn_search.training.quiet import import_tensorflow
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it computes nothing, and workers may have the GPU
+    import_tensorflow()
+    from dlnn_search.service.export_model import export_model
+
+    return export_model(database, stored, path, code)
 
 
 def evaluate(
@@ -168,7 +210,7 @@ def crossvalidate(
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .keras file of evaluate's.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .keras file.")],
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="PNG or JPEG.")],
     draw: Annotated[
         Path | None,

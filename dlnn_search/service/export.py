@@ -36,30 +36,49 @@ class Exported:
     words: str
 
 
+def check_wishes(n: int, config: Path, model: Path | None) -> None:
+    """Refuse what cannot be meant, before a file is written.
+
+    Args:
+        n: How many configs.
+        config: The first one's file.
+        model: The file of a model, if one is wanted.
+
+    Raises:
+        UsageError: If a file is a folder, or in none, or the model's does not end in `.keras`.
+    """
+    if n < 1:
+        raise UsageError(f"Expected at least 1 config to export, got --top {n}.")
+    if model is not None and model.suffix != ".keras":
+        raise UsageError(f"Expected a file that ends in .keras for --model, got '{model}'.")
+    for path, like in ((config, "-o {}/best.json"), (model, "--model {}/best.keras")):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
+        if path.is_dir():
+            raise UsageError(
+                f"Expected a file to write, got the folder '{path}': {like.format(path)}"
+            )
+
+
 def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> Exported:
     """Write the n best configs: `best.json`, then `best-2.json`, and so on.
 
     Confirmed ones come first, by the mean of their fresh seeds; the others, by what the search
     said of them, after these.
 
+    Args:
+        database: Of the study.
+        study: Whose best.
+        n: How many, at least 1.
+        path: Of the best one, as `check_wishes` accepts it.
+
     Raises:
-        UsageError: If the study has fewer complete trials, or the folder does not exist.
+        UsageError: If the study has fewer complete trials.
         StorageError: If a file cannot be written.
     """
-    if n < 1:
-        raise UsageError(f"Expected at least 1 config to export, got --top {n}.")
-    if not path.parent.is_dir():
-        raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
-    if path.is_dir():
-        raise UsageError(f"Expected a file to write, got the folder '{path}': -o {path}/best.json")
-    confirmed = confirmation(database, study)
-    configs = _best_configs(database, study, confirmed, n)
-    if len(configs) < n:
-        came = f"{len(configs)} complete trial{'s' if len(configs) != 1 else ''}"
-        raise UsageError(
-            f"Expected at least {n} complete trial{'s' if n != 1 else ''} of '{study.name}', "
-            f"it has {came}. Search on with 'dlnn-search start {study.name}'."
-        )
+    configs = best_configs(database, study, n)
     paths = [
         path if rank == 1 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
         for rank in range(1, n + 1)
@@ -69,7 +88,7 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> E
     parent = parent_of(database, study.id)
     if parent is not None:
         return Exported(paths, f"These are trainings for '{parent}': rather export that study.")
-    return Exported(paths, _confirmed_words(study, confirmed))
+    return Exported(paths, _confirmed_words(study, confirmation(database, study)))
 
 
 def confirmed_config(candidate: Candidate) -> Config:
@@ -84,9 +103,13 @@ def confirmed_config(candidate: Candidate) -> Config:
     return config.model_copy(update={"origin": origin, "training": training})
 
 
-def _best_configs(
-    database: Database, study: StoredStudy, confirmed: Confirmation | None, n: int
-) -> list[Config]:
+def best_configs(database: Database, study: StoredStudy, n: int) -> list[Config]:
+    """Return the n best configs with their origins, the confirmed ones first.
+
+    Raises:
+        UsageError: If the study has fewer complete trials.
+    """
+    confirmed = confirmation(database, study)
     found: dict[str, Config] = {}
     if confirmed is not None and confirmed.winner is not None:
         for candidate in confirmed.ranked:
@@ -95,7 +118,14 @@ def _best_configs(
     for trial in best_trials(database, study, n + len(found)):
         config = config_of(study, trial)
         found.setdefault(config.fingerprint(), config)
-    return list(found.values())[:n]
+    configs = list(found.values())[:n]
+    if len(configs) < n:
+        came = f"{len(configs)} complete trial{'s' if len(configs) != 1 else ''}"
+        raise UsageError(
+            f"Expected at least {n} complete trial{'s' if n != 1 else ''} of '{study.name}', "
+            f"it has {came}. Search on with 'dlnn-search start {study.name}'."
+        )
+    return configs
 
 
 def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:

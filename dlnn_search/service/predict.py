@@ -47,7 +47,7 @@ class Reading:
 
 
 def predict(model_path: Path, pictures: Sequence[Path], draw: Path | None) -> Iterator[Reading]:
-    """Read pictures of any size with a model that `evaluate` kept.
+    """Read pictures of any size with a model that `evaluate` or `export` wrote.
 
     Args:
         model_path: A `.keras` file; its config stands beside it as `.json`.
@@ -85,13 +85,13 @@ def _config_beside(model_path: Path) -> Config:
     if not model_path.is_file() or model_path.suffix != ".keras":
         raise UsageError(
             f"There is no model '{model_path}'. Expected a .keras file, as 'dlnn-search evaluate' "
-            "keeps."
+            "and 'dlnn-search export --model' write."
         )
     path = model_path.with_suffix(".json")
     if not path.is_file():
         raise UsageError(
             f"There is no '{path}': expected the model's config beside it, as 'dlnn-search "
-            "evaluate' keeps them."
+            "evaluate' and 'dlnn-search export --model' write both."
         )
     config = read_config(path)
     if config.own_parts:

@@ -7,10 +7,14 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from dlnn_search import data
 from dlnn_search.config import Config
+from dlnn_search.metrics import common_sense_error
 
 from .command_line import N_TEST_IMAGES, Place
 
@@ -163,6 +167,96 @@ def test_the_ledger_holds_a_completed_row_a_seed(evaluated: Place) -> None:
     assert all(closed and metrics for _, _, _, closed, metrics in rows)
     shown = evaluated.succeed("ledger")
     assert shown.count("clocks") == 2 and "not completed" not in shown
+
+
+PLAIN = """
+import sys
+sys.modules["dlnn_search"] = None  # any import of it fails
+import keras, numpy as np
+outputs = keras.models.load_model(sys.argv[1]).predict(np.load(sys.argv[2]), verbose=0)
+np.savez(sys.argv[3], **outputs)
+"""
+
+
+def read_plainly(place: Place, model: Path, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the minutes that plain Keras reads in pictures, in a process of its own."""
+    given, found = place.folder / "images.npy", place.folder / "outputs.npz"
+    np.save(given, images)
+    done = subprocess.run(
+        [place.python, "-c", PLAIN, model, given, found],
+        env={**place.environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(found) as outputs:
+        minutes = 60 * outputs["hour"].argmax(axis=1) + outputs["minute"].argmax(axis=1)
+    return np.asarray(minutes, np.int64)
+
+
+def test_the_best_model_is_exported_as_it_was_validated(
+    searched: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = searched.copy_to(tmp_path / "copy")
+    said = place.succeed("export", "tiny", "--model", "best.keras")
+    assert "Wrote best.json\nWrote best.keras\nThe weights of trial " in said
+    assert "keras.models.load_model('best.keras') opens it" in said
+    assert not [path for path in place.folder.iterdir() if path.name.startswith(".")]
+    config = Config.model_validate_json((place.folder / "best.json").read_text())
+    assert config.origin is not None and f"best epoch, {config.origin.epoch}" in said
+    monkeypatch.setenv("DLNN_SEARCH_CACHE", place.environment["DLNN_SEARCH_CACHE"])
+    validation = data.load(config.data).validation
+    images = validation.batch(slice(None))
+    minutes = read_plainly(place, place.folder / "best.keras", images)
+    hours, rest = validation.labels.T.astype(np.int64)
+    error = common_sense_error(60 * hours + rest, minutes).mean()
+    assert error == pytest.approx(config.origin.value, abs=1e-6)
+    for number, image in enumerate(images[:4]):
+        Image.fromarray(image[..., 0]).save(place.folder / f"{number}.png")
+    read = place.succeed("predict", "best.keras", *(f"{number}.png" for number in range(4)))
+    expected = [f"{n}.png: {m // 60:02d}:{m % 60:02d}" for n, m in enumerate(minutes[:4])]
+    assert read.splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("UPDATE dlnn_artifacts SET place = '0'", "is not in this files folder"),
+        ("UPDATE dlnn_artifacts SET sha256 = '0'", "is damaged: expected the SHA-256 0"),
+        ("DELETE FROM dlnn_artifacts", "was kept: expected it among the study's best ones"),
+        (None, "is gone: expected '"),
+    ],
+)
+def test_a_model_whose_checkpoint_is_not_here_is_refused_and_nothing_is_written(
+    searched: Place, tmp_path: Path, harm: str | None, words: str
+) -> None:
+    place = searched.copy_to(tmp_path / "copy")
+    if harm is not None:
+        place.execute(harm)
+    else:
+        for path in place.checkpoints():
+            path.unlink()
+    refused = place.run("export", "tiny", "-o", "mine.json", "--model", "best.keras")
+    assert refused.code == 5, refused.both
+    assert words in refused.err and "then dlnn-search evaluate best.json" in refused.err
+    written = {"best.keras", "best.json", "mine.json"}
+    assert not written & {path.name for path in place.folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "Expected something to write"),
+        (["--model", "best.h5"], "ends in .keras for --model, got 'best.h5'"),
+        (["--model", "nowhere/best.keras"], "There is no folder 'nowhere'"),
+        (["--top", 0, "-o", "best.json"], "at least 1 config"),
+    ],
+)
+def test_an_export_that_cannot_be_meant_is_refused(
+    searched: Place, options: list[object], words: str
+) -> None:
+    refused = searched.run("export", "tiny", *options)
+    assert refused.code == 2 and words in refused.err
 
 
 def test_a_search_opens_no_test_split(searched: Place) -> None:
