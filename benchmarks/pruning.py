@@ -50,7 +50,11 @@ import dataclasses
 from dlnn_search import RandomSearch, load_study
 
 study = dataclasses.replace(
-    load_study({name!r}){on}, sampler=RandomSearch(), pruner=None, quick=None, epochs={epochs!r}
+    load_study({name!r}){version},
+    sampler=RandomSearch(),
+    pruner=None,
+    quick=None,
+    epochs={epochs!r},
 )
 '''
 
@@ -104,12 +108,16 @@ def record(
     epochs: int | None,
     n_images: int | None,
     workers: int,
+    *,
+    quick: bool,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     study = load_study(name)
     file = folder / f"{name.replace('-', '_')}_recorded.py"
-    on = "" if n_images is None else f".on(n_training={n_images})"
-    text = RECORDED.format(name=name, on=on, epochs=epochs or study.epochs)
+    version = "" if n_images is None else f".on(n_training={n_images})"
+    if quick:
+        study, version = study.quick_version(), f"{version}.quick_version()"
+    text = RECORDED.format(name=name, version=version, epochs=epochs or study.epochs)
     file.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "dlnn_search", "start", file.name, "--trials", str(n_trials)]
     environment = {**os.environ, "DLNN_SEARCH_STORAGE": f"sqlite:///{folder.resolve()}/dlnn.db"}
@@ -354,6 +362,7 @@ def main() -> None:
     recorder.add_argument("--trials", type=int, default=60)
     recorder.add_argument("--epochs", type=int)
     recorder.add_argument("--images", type=int, help="fewer training pictures")
+    recorder.add_argument("--quick", action="store_true", help="the study's quick version")
     recorder.add_argument("--workers", type=int, default=2)
     replayer = commands.add_parser("replay")
     replayer.add_argument("folder", type=Path, nargs="?")
@@ -378,6 +387,7 @@ def main() -> None:
             options.epochs,
             options.images,
             options.workers,
+            quick=options.quick,
         )
     if options.lines is not None:
         recording = read_lines(options.lines)
