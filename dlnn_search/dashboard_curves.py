@@ -76,7 +76,8 @@ def learning_curves(database: Database, study: StoredStudy) -> go.Figure:
         shown = connection.execute(
             sa.select(slots.c.id, slots.c.trial_number, slots.c.outcome)
             .where(slots.c.study_id == study.id, slots.c.trial_number.is_not(None))
-            .order_by(slots.c.state == "done", best_first)
+            # Of equal values the first counts, as Optuna counts.
+            .order_by(slots.c.state == "done", best_first.nulls_last(), slots.c.trial_number)
             .limit(MAX_CURVES)
         ).all()
         points = connection.execute(

@@ -1,0 +1,35 @@
+"""The learning curves of a study's page, on every database."""
+
+from __future__ import annotations
+
+from dlnn_search.dashboard_curves import learning_curves
+from dlnn_search.storage.curves import Point, add_points
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import register
+from dlnn_search.storage.slots import Slots
+
+from .slot_life import DEFINITION, claimed, set_slot
+
+
+def test_of_equal_trials_the_first_is_the_best_and_a_failed_one_never(database: Database) -> None:
+    study = register(database, "some-study", DEFINITION)
+    slots = Slots(database, study.id)
+    slots.extend_to(4)
+    outcomes: list[tuple[str, float | None]] = [
+        ("failed", None),
+        ("complete", 0.9),
+        ("complete", 0.9),
+        ("complete", 0.8),
+    ]
+    for number, (outcome, value) in enumerate(outcomes):
+        slot = claimed(slots)
+        point = Point(1, {"accuracy": 0.5}, 1.0, 1e3)
+        assert add_points(database, slot.id, slot.fence, [point], place="0" * 32, epochs=1)
+        set_slot(database, slot, trial_number=number, state="done", outcome=outcome, value=value)
+    figure = learning_curves(database, study)
+    assert [line.name for line in figure.data] == [
+        "trial 0, failed",
+        "trial 1, best",
+        "trial 2",
+        "trial 3",
+    ]
