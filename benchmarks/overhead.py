@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py --json overhead.json
 
-Both sides' workers are processes that suggest four parameters, report ten epochs and finish. Ours
+Both sides' workers are processes that suggest ten parameters, report ten epochs and finish. Ours
 is the whole worker (slots, leases, curves, notes) with a training that returns at once; plain
 Optuna's is `study.optimize` on an RDBStorage. They take turns on the same database, in which both
 have the same number of finished trials. TensorFlow is not imported.
@@ -21,7 +21,7 @@ import tempfile
 import time
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -65,8 +65,15 @@ class Gate:
 
 
 def _plain(url: str, sampler: str, connection: Connection) -> None:
-    """Run plain Optuna's worker, as its documentation has it."""
-    gate = Gate(connection)
+    run_plain(url, sampler, Gate(connection))
+
+
+def _ours(url: str, sampler: str, connection: Connection) -> None:
+    run_ours(url, sampler, Gate(connection))
+
+
+def run_plain(url: str, sampler: str, gate: Callable[[], None]) -> None:
+    """Run plain Optuna's worker, as its documentation has it; `gate` is in each trial's middle."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Patience with SQLite's lock, or it fails with several workers ("database is locked").
     kwargs = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
@@ -86,16 +93,15 @@ def _plain(url: str, sampler: str, connection: Connection) -> None:
     study.optimize(objective)
 
 
-def _ours(url: str, sampler: str, connection: Connection) -> None:
+def run_ours(url: str, sampler: str, gate: Callable[[], None]) -> None:
     """Run our worker, its training replaced by one that returns at once."""
-    gate = Gate(connection)
     _replace_training(gate)
     from dlnn_search.service.worker import run_worker
 
     run_worker(make_study(EPOCHS, sampler), open_database(url, create=False))
 
 
-def _replace_training(gate: Gate) -> None:
+def _replace_training(gate: Callable[[], None]) -> None:
     """Put stand-ins in the place of the two modules that import TensorFlow."""
     from dlnn_search.training.checkpoint import Epoch
 

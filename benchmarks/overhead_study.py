@@ -25,17 +25,20 @@ METRIC = "common_sense_error"
 PLAIN = "plain"
 #: Open slots beyond the finished ones: more than any measurement takes.
 N_OPEN = 2_000
+N_PARAMETERS = 10
+#: Parameters beyond the four that the config is made of.
+FURTHER = tuple(f"further_{number}" for number in range(N_PARAMETERS - 4))
 CHUNK = 500
 
 
 def suggest(trial: optuna.Trial) -> dict[str, float]:
-    """Return what both sides' spaces ask for: two rates, a size, and a choice."""
+    """Return what both sides' spaces ask for: rates, sizes, and a choice; `N_PARAMETERS` in all."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
         "dropout": trial.suggest_float("dropout", 0.0, 0.5),
         "units": trial.suggest_int("units", 8, 512, log=True),
         "batch": trial.suggest_categorical("batch", [32, 64, 128]),
-    }
+    } | {name: trial.suggest_float(name, 0.0, 0.5) for name in FURTHER}
 
 
 def _space(trial: optuna.Trial) -> Config:
@@ -134,7 +137,7 @@ def _add_trials(
                 "dropout": draw.uniform(0, 0.5),
                 "units": draw.randint(8, 512),
                 "batch": draw.randrange(3),
-            }
+            } | {name: draw.uniform(0, 0.5) for name in FURTHER}
             params += [
                 {
                     "trial_id": trial_id,

@@ -18,6 +18,7 @@ from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.split import TrainingData
 from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.search.failures import POLICIES, Kind, failure_of
+from dlnn_search.search.optuna_study import storage_of
 from dlnn_search.search.outbox import Outbox
 from dlnn_search.search.pruning import falls_behind, rungs_of
 from dlnn_search.search.reports import Reports
@@ -103,7 +104,7 @@ class Objective:
         self._ending = None
         try:
             config = self._config(trial, slot)
-            twin = self._retrying(lambda: self._twin_of(slot, config))
+            twin = self._retrying(lambda: self._note(trial, slot, config))
             return self._train(config, trial, slot) if twin is None else Verdict(None, twin=twin)
         except LostLeaseError:
             raise
@@ -141,20 +142,54 @@ class Objective:
     def _config(self, trial: optuna.Trial, slot: Slot) -> Config:
         if slot.config is not None:
             return Config.model_validate(slot.config)
-        # A space may be asked again: what was suggested already stays.
-        config = self._retrying(lambda: self._study.config(trial))
+
+        def ask() -> Config:
+            # A space may be asked again: what was suggested already stays.
+            with storage_of(trial.study).gathering(trial._trial_id):
+                return self._study.config(trial)
+
+        config = self._retrying(ask)
         config = config.model_copy(update={"data": data.resolve(config.data)})
         # Here and not above: the first import of TensorFlow takes seconds.
         from dlnn_search.training.precision import resolve_precision
 
         shape = self._images(config).train.image_shape
-        config = resolve_precision(config, shape)
-        self._retrying(lambda: self._slots.set_config(slot, config.model_dump(mode="json")))
-        return config
+        return resolve_precision(config, shape)
 
-    def _twin_of(self, slot: Slot, config: Config) -> Twin | None:
-        study_id, reuse = self._presence.study_id, self._study.reuse
-        return find_twin(self._database, study_id, slot, config.fingerprint(), reuse=reuse)
+    def _note(self, trial: optuna.Trial, slot: Slot, config: Config) -> Twin | None:
+        """Store all that is known before the training; return another trial of the same config."""
+        twin: Twin | None = None
+
+        def find() -> None:
+            nonlocal twin
+            twin = find_twin(
+                self._database,
+                self._presence.study_id,
+                slot,
+                config.fingerprint(),
+                config=config.model_dump(mode="json") if slot.config is None else None,
+                reuse=self._study.reuse,
+            )
+
+        def show() -> None:
+            if twin is None and slot.config is None:  # else it has no pictures yet
+                self._show(trial, slot, config)
+
+        storage, trial_id = storage_of(trial.study), trial._trial_id
+        self._database.at_once(lambda: storage.write_gathered(trial_id), find, show)
+        return twin
+
+    def _show(self, trial: optuna.Trial, slot: Slot, config: Config) -> None:
+        self._presence.show(
+            state="training",
+            message=None,
+            trial_number=trial.number,
+            slot_id=slot.id,
+            epoch=0,
+            epochs=config.training.epochs,
+            share=0.0,
+            value=None,
+        )
 
     def _images(self, config: Config) -> TrainingData:
         images = _load(config.data, config.training.curriculum)
@@ -224,22 +259,11 @@ class Objective:
             return Decision.GO_ON if outbox.n_waiting else judge(n_epochs)
 
         def end() -> None:
-            outbox.end(interrupted=self._interrupted)
-            self._retrying(lambda: reports.end(values))
+            outbox.end(values, interrupted=self._interrupted)
 
         self._ending = end
-        outbox.attempt(
-            lambda: self._presence.show(
-                state="training",
-                message=None,
-                trial_number=trial.number,
-                slot_id=slot.id,
-                epoch=0,
-                epochs=epochs,
-                share=0.0,
-                value=None,
-            )
-        )
+        if slot.config is not None:
+            outbox.attempt(lambda: self._show(trial, slot, config))
         fitted = fit(
             config,
             images,

@@ -20,6 +20,7 @@ from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.optuna_storage import TrialStorage
 from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
 from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
 
@@ -136,7 +137,7 @@ def open_optuna_study(study: Study, database: Database) -> optuna.Study:
     with storage_errors(database.url):
         opened = optuna.create_study(
             study_name=study.name,
-            storage=database.optuna,
+            storage=TrialStorage(database.optuna),
             direction=study.direction,
             pruner=make_pruner(study, database),
             load_if_exists=True,
@@ -159,6 +160,33 @@ def example_config(study: Study) -> Config:
     return study.config(optuna.create_study(sampler=sampler).ask())
 
 
+def storage_of(optuna_study: optuna.Study) -> TrialStorage:
+    """Return the storage of a study that `open_optuna_study` opened."""
+    assert isinstance(optuna_study._storage, TrialStorage)
+    return optuna_study._storage
+
+
+def has_enqueued(optuna_study: optuna.Study) -> bool:
+    """Whether a trial waits that somebody enqueued, for whichever slot is claimed next."""
+    waiting = optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return any(SLOT_ATTRIBUTE not in trial.user_attrs for trial in waiting)
+
+
+def make_trial(optuna_study: optuna.Study, slot: Slot) -> int:
+    """Make a new trial for a slot that never had one; return Optuna's id of it."""
+    return storage_of(optuna_study).create_new_trial(
+        optuna_study._study_id, template_trial=_template(slot)
+    )
+
+
+def begin_made(
+    optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot, trial_id: int
+) -> optuna.Trial:
+    """Return the trial that `make_trial` made, with its sampler."""
+    _use_sampler(optuna_study, study, sampler, slot)
+    return storage_of(optuna_study).begun(optuna_study, trial_id)
+
+
 def begin_trial(
     optuna_study: optuna.Study, study: Study, slot: Slot, *, again: bool = False
 ) -> optuna.Trial:
@@ -173,10 +201,7 @@ def begin_trial(
     Raises:
         StorageError: If the trial it had was deleted.
     """
-    sampler = chosen_sampler(optuna_study, study)
-    optuna_study.sampler = make_sampler(sampler, study.name, slot.number)
-    # What its sampler saw for the trial before; Optuna clears it in `ask`, which is not called.
-    optuna_study._thread_local.cached_all_trials = None
+    _use_sampler(optuna_study, study, chosen_sampler(optuna_study, study), slot)
     trial_id = slot.trial_id
     if trial_id is not None:
         _check_that_it_is_there(optuna_study, slot)
@@ -184,11 +209,14 @@ def begin_trial(
         trial_id = _begun_or_waiting(optuna_study, slot, is_first=slot.fence == 1 and not again)
     if trial_id is not None:
         take_up(optuna_study, trial_id)
-    if trial_id is None:
-        trial_id = optuna_study._storage.create_new_trial(
-            optuna_study._study_id, template_trial=_template(slot)
-        )
-    return optuna.Trial(optuna_study, trial_id)
+        return optuna.Trial(optuna_study, trial_id)
+    return storage_of(optuna_study).begun(optuna_study, make_trial(optuna_study, slot))
+
+
+def _use_sampler(optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot) -> None:
+    optuna_study.sampler = make_sampler(sampler, study.name, slot.number)
+    # What its sampler saw for the trial before; Optuna clears it in `ask`, which is not called.
+    optuna_study._thread_local.cached_all_trials = None
 
 
 def put_back(optuna_study: optuna.Study, trial_id: int) -> None:
@@ -224,30 +252,31 @@ def tell(
     """
     storage = optuna_study._storage
     trial = storage.get_trial(trial_id)
+    if trial.state.is_finished():
+        return
+    state, values = STATES[outcome], _values(trial, outcome, value)
     # Another worker may finish it between Optuna's look and its write: both have the same outcome.
     with suppress(UpdateFinishedTrialError):
         if trial.state == TrialState.WAITING:  # Optuna ends running trials alone
             take_up(optuna_study, trial_id)
-        if not trial.state.is_finished():
-            for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
-                if text is not None:
-                    storage.set_trial_user_attr(trial_id, name, _shortened(text))
-        if outcome == "pruned" and _ends_with_nan(trial):
-            # Optuna takes the last report for the value: here one of before it started over.
-            values = None if value is None else [value]
-            storage.set_trial_state_values(trial_id, STATES[outcome], values)
-            return
-        optuna_study.tell(
-            trial.number,
-            value if outcome == "complete" else None,
-            STATES[outcome],
-            skip_if_finished=True,
-        )
+        for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
+            if text is not None:
+                storage.set_trial_user_attr(trial_id, name, _shortened(text))
+        # As `study.tell` does, which would read the trial a second time.
+        optuna_study.sampler.after_trial(optuna_study, trial, state, values)
+        storage.set_trial_state_values(trial_id, state, values)
 
 
-def _ends_with_nan(trial: FrozenTrial) -> bool:
-    last = trial.last_step
-    return last is not None and math.isnan(trial.intermediate_values[last])
+def _values(trial: FrozenTrial, outcome: Outcome, value: float | None) -> list[float] | None:
+    """Return the values with which a trial ends: a pruned one has its last report for its value."""
+    if outcome == "failed":
+        return None
+    if outcome == "pruned":
+        last = trial.last_step
+        reported = None if last is None else trial.intermediate_values[last]
+        # NaN: a report of before it started over.
+        value = value if reported is not None and math.isnan(reported) else reported
+    return None if value is None else [value]
 
 
 def _shortened(text: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from dlnn_search.errors import DlnnSearchError, OutageError
 from dlnn_search.search.reports import Reports
 from dlnn_search.storage.curves import Point, add_points
-from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.database import Database, UndoneError, storage_errors
 from dlnn_search.storage.events import add_event
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import MAX_PAUSE_SECONDS, pause_seconds
@@ -50,9 +50,8 @@ class Outbox:
         self._place = place
         self._waiting: list[Point] = []  # not stored yet
         self._n_kept = 0  # so many epochs are in the checkpoint
-        self._renewed = 0.0
-        self._shown = 0.0
-        self._sent = 0.0
+        # Who begins a trial has renewed and shown all a moment ago.
+        self._renewed = self._shown = self._sent = time.monotonic()
         self._away_since: float | None = None
         self._n_tries = 0
         self._next_try = 0.0
@@ -73,8 +72,9 @@ class Outbox:
         self._renewed = time.monotonic()
 
         def renew() -> None:
-            self._slots.renew(self._slot)
-            self._presence.show(epoch=epoch, share=share)
+            with self._database.together():
+                self._slots.renew(self._slot)
+                self._presence.show(epoch=epoch, share=share)
 
         self.attempt(renew)
 
@@ -120,11 +120,21 @@ class Outbox:
         self._database.retrying(self._send, interrupted=interrupted)
         self._is_back()
 
-    def end(self, *, interrupted: Callable[[], bool]) -> None:
-        """Send every epoch that was trained, those of no checkpoint, too: nobody will go on."""
+    def end(self, values: Mapping[int, float], *, interrupted: Callable[[], bool]) -> None:
+        """Send every epoch that was trained, those of no checkpoint, too: nobody will go on.
+
+        Args:
+            values: The metric of all epochs; what Optuna has is made equal to it.
+            interrupted: As of `send_all`.
+        """
         if self._waiting:
             self._n_kept = max(self._n_kept, self._waiting[-1].epoch)
-        self.send_all(interrupted=interrupted)
+
+        def send() -> None:
+            self._store(list(self._waiting), lambda: self._reports.end(values))
+
+        self._database.retrying(send, interrupted=interrupted)
+        self._is_back()
 
     def attempt(self, call: Callable[[], object]) -> bool:
         """Call, unless the database is away; return whether it answered."""
@@ -149,18 +159,31 @@ class Outbox:
 
     def _send(self) -> None:
         points = [point for point in self._waiting if point.epoch <= self._n_kept]
-        if not points:
-            return
-        if not add_points(
-            self._database,
-            self._slot.id,
-            self._slot.fence,
-            points,
-            place=self._place,
-            epochs=self._n_kept,
-        ):
-            raise LostLeaseError(f"Slot {self._slot.number} was claimed by another worker.")
-        self._reports.tell({point.epoch: point.metrics[self._metric] for point in points})
+        if points:
+            values = {point.epoch: point.metrics[self._metric] for point in points}
+            self._store(points, lambda: self._reports.tell(values))
+
+    def _store(self, points: list[Point], report: Callable[[], None]) -> None:
+        """Store the first of what waits, and report, in one transaction."""
+
+        def add() -> None:
+            if not add_points(
+                self._database,
+                self._slot.id,
+                self._slot.fence,
+                points,
+                place=self._place if points else None,
+                epochs=self._n_kept,
+            ):
+                raise LostLeaseError(f"Slot {self._slot.number} was claimed by another worker.")
+
+        try:
+            with self._reports.as_a_whole(), self._database.together():
+                add()
+                report()
+        except UndoneError:  # the trial was ended in the dashboard, say: our curve has it all
+            add()
+            report()
         self._waiting = self._waiting[len(points) :]
 
     def _is_back(self) -> None:

@@ -8,11 +8,13 @@ them all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 
 import optuna
 
 from dlnn_search.metrics import DIRECTIONS
+from dlnn_search.storage.optuna_storage import TrialStorage
 
 #: Reports of one trial: rungs, evenly spread epochs, the last and the best.
 MAX_REPORTS = 20
@@ -41,6 +43,7 @@ class Reports:
         epochs: int,
         rungs: Sequence[int],
     ) -> None:
+        assert isinstance(optuna_study._storage, TrialStorage)
         self._storage = optuna_study._storage
         self._trial_id = trial_id
         self._sign = 1 if DIRECTIONS[metric] == "minimize" else -1
@@ -56,12 +59,8 @@ class Reports:
             values: The metric by epoch; empty where the trial starts (over).
             is_new: Whether nobody can have reported anything of it yet.
         """
-        self._is_new = is_new
-        if not is_new:
-            self._told = dict(self._storage.get_trial(self._trial_id).intermediate_values)
-        for epoch in sorted({*self._told, *(self._due & set(values))}):
-            # Optuna's interface takes no value back: NaN stands where an epoch is not (yet) again.
-            self._set(epoch, values.get(epoch, math.nan))
+        self._look(is_new=is_new)
+        self._write(values, self._due & set(values))
 
     def tell(self, values: Mapping[int, float]) -> None:
         """Report those of the epochs that are due.
@@ -69,9 +68,8 @@ class Reports:
         Args:
             values: The metric by epoch, of epochs that are stored in our own tables.
         """
-        for epoch, value in values.items():
-            if epoch in self._due or epoch in self._told:
-                self._set(epoch, value)
+        known = set(values)
+        self._set({epoch: values[epoch] for epoch in known & (self._due | set(self._told))})
 
     def end(self, values: Mapping[int, float]) -> None:
         """Add the last and the best epoch, and mend what a former holder may have written.
@@ -82,16 +80,41 @@ class Reports:
         if not values:
             return
         best = min(values, key=lambda epoch: (self._sign * values[epoch], epoch))
-        self.begin(values, is_new=self._is_new)
-        for epoch in sorted({best, max(values)}):
-            self._set(epoch, values[epoch])
+        self._look(is_new=self._is_new)
+        self._write(values, (self._due & set(values)) | {best, max(values)})
 
-    def _set(self, epoch: int, value: float) -> None:
-        known = self._told.get(epoch)
-        if known is not None and (known == value or (math.isnan(known) and math.isnan(value))):
-            return
-        self._storage.set_trial_intermediate_value(self._trial_id, epoch, value)
-        self._told[epoch] = value
+    @contextmanager
+    def as_a_whole(self) -> Iterator[None]:
+        """Take what is written inside for not written where that fails."""
+        told = dict(self._told)
+        try:
+            yield
+        except BaseException:
+            self._told = told
+            raise
+
+    def _look(self, *, is_new: bool) -> None:
+        self._is_new = is_new
+        if not is_new:
+            self._told = dict(self._storage.get_trial(self._trial_id).intermediate_values)
+
+    def _write(self, values: Mapping[int, float], wanted: Set[int]) -> None:
+        # Optuna's interface takes no value back: NaN stands where an epoch is not (yet) again.
+        self._set({epoch: values.get(epoch, math.nan) for epoch in {*self._told, *wanted}})
+
+    def _set(self, values: Mapping[int, float]) -> None:
+        new = {
+            epoch: values[epoch]
+            for epoch in sorted(values)
+            if not _is_same(self._told.get(epoch), values[epoch])
+        }
+        if new:
+            self._storage.set_trial_intermediate_values(self._trial_id, new)
+            self._told |= new
+
+
+def _is_same(known: float | None, value: float) -> bool:
+    return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
 
 
 def report_whole_curve(

@@ -9,10 +9,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 
 from dlnn_search.errors import DlnnSearchError, OutageError, StudyError
+from dlnn_search.search.claiming import Claim, Claimed
 from dlnn_search.search.objective import Objective, Verdict
 from dlnn_search.search.optuna_study import (
+    begin_made,
     begin_trial,
     open_optuna_study,
     put_back,
@@ -21,12 +24,11 @@ from dlnn_search.search.optuna_study import (
 from dlnn_search.search.reports import report_whole_curve
 from dlnn_search.search.sweep import sweep, tell_what_is_untold
 from dlnn_search.service.convergence import stop_if_converged
+from dlnn_search.service.ending import Ending
 from dlnn_search.service.interruption import Interruption
 from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
-from dlnn_search.service.note import write_note
-from dlnn_search.storage.artifacts import settle_checkpoint
 from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.control import Orders, stop_after_bugs
 from dlnn_search.storage.control import orders as orders_of
@@ -36,7 +38,7 @@ from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.events import add_event
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import pause_seconds
-from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots, new_token
+from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
 from dlnn_search.storage.twins import Twin, settle_like
 from dlnn_search.study import Study
 
@@ -125,6 +127,7 @@ class _Worker:
             interrupted=self._interrupted,
         )
         self._slot: Slot | None = None
+        self._may_converge = False
         self._n_troubles = 0
         self._swept = 0.0
 
@@ -145,18 +148,15 @@ class _Worker:
     def _work(self) -> int:
         self._sweep()
         while not self._interrupted.by_signal:
-            self._retrying(lambda: tell_what_is_untold(self._optuna_study, self._slots))
-            token = new_token()
-            self._slot = self._retrying(
-                lambda token=token: self._slots.claim(self._presence.worker, token)  # type: ignore[misc]
-            )
+            claimed = self._claim()
+            self._slot = claimed.slot
             if self._slot is None:
                 code = self._wait_for_a_slot()
                 if code is not None:
                     return code
                 continue
             self._interrupted.begin_anew()
-            verdict = self._hold(self._slot)
+            verdict = self._hold(self._slot, claimed)
             self._slot = None
             if verdict is None:
                 continue
@@ -168,17 +168,26 @@ class _Worker:
                 return EXIT_RECYCLED
         return EXIT_INTERRUPTED
 
+    def _claim(self) -> Claimed:
+        worker = self._presence.worker
+        while True:
+            claim = Claim(self._database, self._slots, self._study, self._optuna_study, worker)
+            claimed = self._retrying(claim)
+            if not claimed.is_untold:
+                return claimed
+            self._retrying(lambda: tell_what_is_untold(self._optuna_study, self._slots))
+
     def _wait_for_a_slot(self) -> int | None:
         """Wait a little; return the exit code instead where no slot will be given any more."""
         orders = self._orders()
         if orders.control in ("stop", "stop_now"):
             why = f": {_last_line(orders.reason)}" if orders.reason else "."
-            return self._end(f"The study '{self._study.name}' is asked to stop{why}")
+            return self._leave_off(f"The study '{self._study.name}' is asked to stop{why}")
         if self._retrying(self._slots.all_done):
-            return self._end(None)
+            return self._leave_off(None)
         if orders.time_is_up:
             use = self._retrying(lambda: budget_use(self._database, self._study_id))
-            return self._end(f"The budget of '{self._study.name}' is {use.exhausted}.")
+            return self._leave_off(f"The budget of '{self._study.name}' is {use.exhausted}.")
         state = "paused" if orders.control == "pause" else "waiting"
         self._show(state=state, message=orders.reason)
         if time.monotonic() - self._swept > SWEEP_SECONDS:
@@ -186,17 +195,17 @@ class _Worker:
         self._wait(WAIT_SECONDS)
         return None
 
-    def _end(self, words: str | None) -> int:
+    def _leave_off(self, words: str | None) -> int:
         self._sweep()
         if words is not None:
             log.warning("%s", words)
             self._show(message=words)
         return EXIT_DONE
 
-    def _hold(self, slot: Slot) -> Verdict | None:
+    def _hold(self, slot: Slot, claimed: Claimed) -> Verdict | None:
         """Train a slot's trial and store what came of it; None where the slot was lost."""
         try:
-            return self._run(slot)
+            return self._run(slot, claimed)
         except LostLeaseError as lost:
             log.warning("%s This worker's result is dropped.", lost)
             self._event(
@@ -204,11 +213,11 @@ class _Worker:
             )
             return None
 
-    def _run(self, slot: Slot) -> Verdict:
+    def _run(self, slot: Slot, claimed: Claimed) -> Verdict:
         trial: optuna.Trial | None = None
         try:
             with self._interrupted.training():
-                trial = self._begin(slot)
+                trial = self._begin(slot, claimed)
                 if slot.losses >= MAX_LOSSES:
                     verdict = Verdict(
                         "failed",
@@ -228,7 +237,10 @@ class _Worker:
             self._give_back(slot, verdict)
         else:
             outcome = verdict.outcome
-            self._retrying(
+            self._end(
+                slot,
+                trial,
+                verdict,
                 lambda: self._slots.settle(
                     slot,
                     outcome,
@@ -236,12 +248,21 @@ class _Worker:
                     best_epoch=verdict.best_epoch,
                     reason=verdict.reason,
                     failure=verdict.failure,
-                )
+                ),
             )
-            self._tell(slot, trial, verdict)
         return verdict
 
-    def _begin(self, slot: Slot) -> optuna.Trial:
+    def _begin(self, slot: Slot, claimed: Claimed) -> optuna.Trial:
+        if claimed.trial_id is None:
+            trial = self._begin_anyhow(slot)
+        else:
+            sampler, trial_id = claimed.sampler, claimed.trial_id
+            trial = begin_made(self._optuna_study, self._study, sampler, slot, trial_id)
+        log.info("Trial %d begins%s.", trial.number, "" if slot.fence == 1 else " again")
+        return trial
+
+    def _begin_anyhow(self, slot: Slot) -> optuna.Trial:
+        """Begin the trial of a slot that may have one, or take one that was enqueued."""
         tries = 0
 
         def begin() -> optuna.Trial:
@@ -256,7 +277,6 @@ class _Worker:
             if self._slots.trial_of(slot) != trial._trial_id:  # nobody will go on with it
                 tell(self._optuna_study, trial._trial_id, "failed", None, failure="lost")
             raise
-        log.info("Trial %d begins%s.", trial.number, "" if slot.fence == 1 else " again")
         return trial
 
     def _reuse(self, slot: Slot, trial: optuna.Trial, twin: Twin) -> Verdict:
@@ -271,46 +291,48 @@ class _Worker:
         )
         points = self._retrying(lambda: curve_of_slot(self._database, twin.slot_id))
         values = {point.epoch: point.metrics[self._study.metric] for point in points}
-        self._retrying(
-            lambda: report_whole_curve(
-                self._optuna_study, trial._trial_id, self._study.metric, values
-            )
+
+        def report() -> None:
+            with suppress(UpdateFinishedTrialError):  # ended in the dashboard
+                report_whole_curve(self._optuna_study, trial._trial_id, self._study.metric, values)
+
+        self._end(
+            slot,
+            trial,
+            verdict,
+            report,
+            lambda: settle_like(self._database, self._study_id, slot, twin),
         )
-        self._retrying(lambda: settle_like(self._database, self._study_id, slot, twin))
-        self._tell(slot, trial, verdict)
         return verdict
 
-    def _tell(self, slot: Slot, trial: optuna.Trial, verdict: Verdict) -> None:
-        """Let Optuna have what the settled slot has; whoever comes next would do it, too."""
-
-        def tell_all() -> None:
-            assert verdict.outcome is not None
-            write_note(trial, slot, verdict, self._database, self._study.metric)
-            tell(
-                self._optuna_study,
-                trial._trial_id,
-                verdict.outcome,
-                verdict.value,
-                failure=verdict.failure,
-                reason=verdict.reason,
-            )
-            self._slots.mark_told(slot.id)
-
-        self._retrying(tell_all)
+    def _end(
+        self, slot: Slot, trial: optuna.Trial, verdict: Verdict, *settle: Callable[[], None]
+    ) -> None:
+        """Let slot and trial have the outcome."""
+        ending = Ending(
+            self._database, self._slots, self._study, self._study_id, slot, trial, verdict
+        )
+        self._retrying(lambda: ending.write(*settle))
+        self._may_converge = ending.may_converge
         value = "" if verdict.value is None else f", {self._study.metric} {verdict.value:.6g}"
         log.info("Trial %d is %s%s.", trial.number, verdict.outcome, value)
-        keep = self._study.keep_checkpoints
-        self._retrying(lambda: settle_checkpoint(self._database, slot.id, keep))
+        self._retrying(ending.keep_checkpoint)
 
     def _give_back(self, slot: Slot, verdict: Verdict) -> None:
         """Release a slot; its trial waits, as nobody runs it."""
         self._retrying(lambda: self._release(slot, verdict))
 
     def _release(self, slot: Slot, verdict: Verdict) -> None:
-        trial_id = self._slots.trial_if_held(slot)  # what Optuna writes is not fenced
-        if trial_id is not None:
-            put_back(self._optuna_study, trial_id)
-        self._slots.release(slot, failure=verdict.failure, reason=verdict.reason)
+        trial_id = self._slots.trial_if_held(slot)
+
+        def wait() -> None:
+            if trial_id is not None:
+                put_back(self._optuna_study, trial_id)
+
+        def release() -> None:
+            self._slots.release(slot, failure=verdict.failure, reason=verdict.reason)
+
+        self._database.at_once(wait, release)
 
     def _draw_conclusions(self, verdict: Verdict) -> None:
         """Act on what a trial's end says of the data, the disk, or the study."""
@@ -325,7 +347,7 @@ class _Worker:
         if self._n_troubles and verdict.outcome is not None:
             self._event("recovered", f"{self._presence.worker} trains again.")
             self._n_troubles = 0
-        if verdict.outcome == "complete":
+        if verdict.outcome == "complete" and self._may_converge:
             worker = self._presence.worker
             self._retrying(lambda: stop_if_converged(self._database, self._stored, worker=worker))
         if verdict.bug is None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.place import place_of
@@ -61,51 +60,76 @@ def checkpoint_file(folder: Path) -> Path | None:
     return None
 
 
-def settle_checkpoint(database: Database, slot_id: int, keep: int) -> None:
+@dataclass(frozen=True)
+class Standing:
+    """Where a settled slot stands among its study's, as of one moment.
+
+    Attributes:
+        path: Of its checkpoint, within the files folder.
+        best: The slots whose checkpoints stay.
+        artifacts: All of the study's.
+    """
+
+    study_id: int
+    path: str
+    best: tuple[int, ...]
+    artifacts: tuple[Artifact, ...]
+
+
+def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
+    """Return where a settled slot stands; `keep` checkpoints of its study stay."""
+    with database.transaction() as connection:
+        row = connection.execute(
+            sa.select(
+                studies.c.id,
+                studies.c.name,
+                studies.c.definition["settings"]["direction"].as_string().label("direction"),
+                slots.c.number,
+            )
+            .join(slots, slots.c.study_id == studies.c.id)
+            .where(slots.c.id == slot_id)
+        ).one()
+        order = slots.c.value.desc() if row.direction == "maximize" else slots.c.value.asc()
+        best = connection.scalars(
+            sa.select(slots.c.id)
+            .where(slots.c.study_id == row.id, slots.c.outcome == "complete")
+            .where(slots.c.reused_from.is_(None))
+            .order_by(order, slots.c.trial_number)
+            .limit(keep)
+        )
+        path = slot_path(row.name, row.number)
+        return Standing(row.id, path, tuple(best), tuple(artifacts_of(database, row.id)))
+
+
+def settle_checkpoint(
+    database: Database, slot_id: int, keep: int, found: Standing | None = None
+) -> None:
     """Keep a settled slot's checkpoint while it is among the study's best; else remove it.
 
     A better trial takes the place of the worst that was kept. A file goes before its row: what a
     kill leaves between the two is a row without a file, which `sweep` removes.
 
     Args:
+        database: Where.
+        slot_id: Of the slot.
         keep: How many stay. A result that was reused has no checkpoint of its own.
+        found: Where it stands, if that was looked at since it was settled.
     """
     files = database.files
-    with database.transaction() as connection:
-        study_id, name, number = connection.execute(
-            sa.select(studies.c.id, studies.c.name, slots.c.number)
-            .join(slots, slots.c.study_id == studies.c.id)
-            .where(slots.c.id == slot_id)
-        ).one()
-        best = _best_slots(connection, study_id, keep)
-    path = slot_path(name, number)
-    folder = (files / path).parent
-    file = checkpoint_file(folder) if slot_id in best else None
+    found = found or standing_of(database, slot_id, keep)
+    folder = (files / found.path).parent
+    file = checkpoint_file(folder) if slot_id in found.best else None
     if file is not None:
-        file.replace(files / path)
+        file.replace(files / found.path)
         _remove_others(folder)
-        _register(database, study_id, slot_id, path)
+        _register(database, found.study_id, slot_id, found.path)
+        # Another worker may have settled a better one, and not seen this one's row.
+        found = standing_of(database, slot_id, keep)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    with database.transaction() as connection:  # another worker may have settled a better one
-        best = _best_slots(connection, study_id, keep)
-    for artifact in artifacts_of(database, study_id):
-        if artifact.slot_id not in best:
+    for artifact in found.artifacts:
+        if artifact.slot_id not in found.best:
             drop(database, artifact)
-
-
-def _best_slots(connection: Connection, study_id: int, n: int) -> list[int]:
-    definition = connection.scalar(sa.select(studies.c.definition).where(studies.c.id == study_id))
-    minimizes = definition["settings"]["direction"] == "minimize" if definition else True
-    order = slots.c.value.asc() if minimizes else slots.c.value.desc()
-    query = (
-        sa.select(slots.c.id)
-        .where(slots.c.study_id == study_id, slots.c.outcome == "complete")
-        .where(slots.c.reused_from.is_(None))
-        .order_by(order, slots.c.trial_number)
-        .limit(n)
-    )
-    return list(connection.execute(query).scalars())
 
 
 def _register(database: Database, study_id: int, slot_id: int, path: str) -> None:

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.optuna_storage import INSERT
 from dlnn_search.storage.schema import curves as table
-from dlnn_search.storage.schema import events, now, slots
+from dlnn_search.storage.schema import events, now, slots, studies
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,9 @@ def curve_of_slot(database: Database, slot_id: int) -> list[Point]:
 def _touch(
     connection: Connection, slot_id: int, fence: int, place: str | None, epochs: int | None
 ) -> bool:
-    """Lock the slot's row, so that nobody claims it before the transaction ends."""
-    values: dict[str, object] = {"fence": fence}
+    """Renew the lease, which locks the slot's row: nobody claims it before the transaction ends."""
+    lease = sa.select(studies.c.lease_seconds).where(studies.c.id == slots.c.study_id)
+    values: dict[str, object] = {"lease_ends_at": now() + lease.scalar_subquery()}
     if place is not None:
         values |= {"checkpoint_place": place, "checkpoint_epoch": epochs}
     held = connection.execute(
@@ -188,9 +190,6 @@ def _points(connection: Connection, slot_id: int) -> list[Point]:
 def _insert_missing(connection: Connection, slot_id: int, points: Sequence[Point]) -> None:
     if not points:
         return
-    first, last = points[0].epoch, points[-1].epoch
-    stored = sa.select(table.c.epoch).where(table.c.slot_id == slot_id)
-    known = set(connection.scalars(stored.where(table.c.epoch.between(first, last))))
     rows = [
         {
             "slot_id": slot_id,
@@ -200,7 +199,6 @@ def _insert_missing(connection: Connection, slot_id: int, points: Sequence[Point
             "images_per_second": point.images_per_second,
         }
         for point in points
-        if point.epoch not in known
     ]
-    if rows:
-        connection.execute(table.insert(), rows)
+    insert = INSERT[connection.dialect.name](table)
+    connection.execute(insert.on_conflict_do_nothing(), rows)

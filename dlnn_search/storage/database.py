@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
 from filelock import FileLock
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.errors import OutageError, StorageError, UsageError
 from dlnn_search.secret import STORAGE_PASSWORD, read_secret, remember
 from dlnn_search.storage import migrations, sqlite
 from dlnn_search.storage.messages import shown as shown
 from dlnn_search.storage.messages import storage_errors as storage_errors
 from dlnn_search.storage.messages import tell_errors_at_their_source
+from dlnn_search.storage.optuna_storage import JointStorage
 from dlnn_search.storage.retry import retry
 
 DEFAULT_URL = "sqlite:///storage/data/dlnn.db"
@@ -37,6 +38,10 @@ T = TypeVar("T")
 _SECRET_QUERY = frozenset({"password", "sslpassword"})
 
 
+class UndoneError(StorageError):
+    """A call of Optuna's failed and undid the transaction that it was a part of."""
+
+
 @dataclass(frozen=True, eq=False)
 class Database:
     """Optuna's storage and our tables, behind one engine.
@@ -47,8 +52,10 @@ class Database:
     """
 
     url: str
-    optuna: RDBStorage
+    optuna: JointStorage
     _file: sqlite.FileIdentity | None = None
+    #: Of each thread: the connection of `together`, while that is open.
+    _open: threading.local = field(default_factory=threading.local)
 
     @property
     def engine(self) -> Engine:
@@ -66,7 +73,16 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A transaction that commits at its end, or fails with a StorageError."""
+        """A transaction that commits at its end, or fails with a StorageError.
+
+        Within `together` it is a part of that one, and commits with it.
+        """
+        joint: Connection | None = getattr(self._open, "connection", None)
+        if joint is not None and not joint.closed:
+            if not joint.in_transaction():
+                raise UndoneError(f"A transaction in {self.shown} was undone by a part of it.")
+            yield joint
+            return
         if sqlite.file_identity(self.url) != self._file:
             # SQLite would go on writing into the file that nobody can open any more.
             raise StorageError(
@@ -75,6 +91,43 @@ class Database:
             )
         with storage_errors(self.url), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One transaction of all that is done inside, ours and Optuna's: all of it or nothing.
+
+        Raises:
+            UndoneError: If a call of Optuna's failed, even if its error was caught: nothing was
+                done. Errors of the database, and our own, come out as they are.
+        """
+        with self.transaction() as connection, self.optuna.joined(connection):
+            self._open.connection = connection
+            try:
+                yield
+                if not connection.in_transaction():
+                    raise UndoneError(f"A transaction in {self.shown} was undone by a part of it.")
+            except OutageError:
+                raise
+            except Exception as error:
+                if connection.in_transaction() or isinstance(error, UndoneError):
+                    raise
+                raise UndoneError(f"A transaction in {self.shown} was undone: {error}") from error
+            finally:
+                self._open.connection = None
+
+    def at_once(self, *calls: Callable[[], object]) -> None:
+        """Do several things in one transaction; where a part undoes it, one after the other.
+
+        Args:
+            calls: In this order; each is safe to repeat, and may be the last that is done.
+        """
+        try:
+            with self.together():
+                for call in calls:
+                    call()
+        except UndoneError:
+            for call in calls:
+                call()
 
     def retrying(
         self,
@@ -304,13 +357,13 @@ def _optuna_storage(
     read_only: bool = False,
     *,
     skip_compatibility_check: bool = False,
-) -> RDBStorage:
+) -> JointStorage:
     # Where Optuna refuses the database it leaves connections open: it gets a pool to be closed.
     pool = sa.create_engine(url, **kwargs).pool
     # Optuna takes the address for a template: a brace in a password or a folder's name is not one.
     template = url.replace("{", "{{").replace("}", "}}")
     try:
-        return RDBStorage(
+        return JointStorage(
             template,
             engine_kwargs={"pool": pool},
             skip_compatibility_check=skip_compatibility_check,

@@ -117,7 +117,7 @@ class Slots:
             lock_study(connection, self._study_id)
             extend_slots(connection, self._study_id, n_slots)
 
-    def claim(self, worker: str, token: str | None = None) -> Slot | None:
+    def claim(self, worker: str, token: str | None = None, *, again: bool = True) -> Slot | None:
         """Claim a slot in one statement: a begun one first, then the lowest number.
 
         The statement asks for everything that must hold: the study runs, no budget of time is
@@ -128,26 +128,25 @@ class Slots:
             worker: Who will hold it.
             token: Names this claim. If the answer was lost, a claim with the same token gets
                 the same slot.
+            again: False says that no claim with this token was tried before.
 
         Returns:
             The slot, or None where none may be claimed.
         """
-        token = token or new_token()
+        named = token or new_token()
+        mine = (
+            sa.select(table)
+            .where(table.c.study_id == self._study_id, HELD)
+            .where(table.c.worker == worker, table.c.claim_token == named)
+        )
         with self._database.transaction() as connection:
-            row = (
-                connection.execute(
-                    sa.select(table)
-                    .where(table.c.study_id == self._study_id, HELD)
-                    .where(table.c.worker == worker, table.c.claim_token == token)
-                )
-                .mappings()
-                .first()
-            )
+            row = connection.execute(mine).mappings().first() if token and again else None
             if row is None:
                 end_spell(connection, self._study_id, by_crash=True)
                 open_expired(connection, self._study_id)
                 found = connection.execute(
-                    claim_statement(self._study_id), {"by": worker, "with_token": token}
+                    claim_statement(self._study_id),
+                    {"by": worker, "with_token": named},
                 )
                 row = found.mappings().first()
                 if row is not None:
@@ -160,7 +159,10 @@ class Slots:
         Raises:
             LostLeaseError: If another worker holds the slot.
         """
-        self._update_held(slot, trial_id=trial_id, trial_number=trial_number)
+        with self._database.transaction() as connection:
+            _write_held(
+                connection, self._study_id, slot, trial_id=trial_id, trial_number=trial_number
+            )
 
     def trial_of(self, slot: Slot) -> int | None:
         """Return Optuna's id of the trial that the slot's present holder fills it with."""
@@ -327,11 +329,7 @@ class Slots:
 
     def _hold(self, connection: Connection, slot: Slot, **values: Any) -> None:
         """Write to a held slot, and prolong its lease."""
-        changed = connection.execute(
-            _held_by(slot).values(lease_ends_at=lease_end(self._study_id), **values)
-        )
-        if changed.rowcount != 1:
-            raise _lost(slot)
+        _write_held(connection, self._study_id, slot, **values)
         # Another worker may have ended the spell in the moment of this one's claim.
         begin_spell(connection, self._study_id)
 
@@ -382,6 +380,12 @@ def settle_held(connection: Connection, slot: Slot, outcome: Outcome, **values: 
 
 def _held_by(slot: Slot) -> Any:
     return table.update().where(table.c.id == slot.id, table.c.fence == slot.fence, HELD)
+
+
+def _write_held(connection: Connection, study_id: int, slot: Slot, **values: Any) -> None:
+    changed = connection.execute(_held_by(slot).values(lease_ends_at=lease_end(study_id), **values))
+    if changed.rowcount != 1:
+        raise _lost(slot)
 
 
 def _is_as(connection: Connection, slot: Slot, **values: Any) -> bool:

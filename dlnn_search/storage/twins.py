@@ -7,13 +7,15 @@ the same moment do not both train it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.budget import end_spell, lock_study
+from dlnn_search.storage.budget import end_spell, hold_study
+from dlnn_search.storage.claims import lease_end
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import curves, slots, studies
+from dlnn_search.storage.schema import curves, slots
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, insert_slot_event, settle_held
 
 
@@ -44,7 +46,13 @@ class Twin:
 
 
 def find_twin(
-    database: Database, study_id: int, slot: Slot, fingerprint: str, *, reuse: bool = True
+    database: Database,
+    study_id: int,
+    slot: Slot,
+    fingerprint: str,
+    *,
+    config: dict[str, Any] | None = None,
+    reuse: bool = True,
 ) -> Twin | None:
     """Note what a slot will train, and find another that has trained it, or does so now.
 
@@ -54,26 +62,27 @@ def find_twin(
     Args:
         slot: Held by this worker.
         fingerprint: `Config.fingerprint()`: equal for configs that mean the same.
+        config: What the slot trains, as plain data, where that is not stored yet.
         reuse: False trains every config, whatever was trained; `studies.reuse` can say so, too.
 
     Raises:
         LostLeaseError: If another worker holds the slot.
     """
     with database.transaction() as connection:
-        lock_study(connection, study_id)
+        allowed = hold_study(connection, study_id)
+        values: dict[str, Any] = {"fingerprint": fingerprint, "waits_for": None}
+        if config is not None:
+            values["config"] = config
         changed = connection.execute(
             slots.update()
             .where(slots.c.id == slot.id, slots.c.fence == slot.fence, slots.c.state == "held")
-            .values(fingerprint=fingerprint, waits_for=None)
+            .values(lease_ends_at=lease_end(study_id), **values)
         )
         if changed.rowcount != 1:
             raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
-        allowed = sa.select(studies.c.reuse).where(studies.c.id == study_id)
-        if not reuse or not connection.scalar(allowed):
+        if not (reuse and allowed):
             return None
-        twin = _settled(connection, study_id, slot, fingerprint) or _in_flight(
-            connection, study_id, slot, fingerprint
-        )
+        twin = _first(connection, study_id, slot, fingerprint)
         if twin is not None and twin.outcome is None:
             connection.execute(
                 slots.update().where(slots.c.id == slot.id).values(waits_for=twin.slot_id)
@@ -114,36 +123,21 @@ def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> No
         end_spell(connection, study_id, by_crash=False)
 
 
-def _settled(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
+def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
+    """Return the first twin: settled before in training, by itself before one that reused."""
     is_result = sa.or_(slots.c.outcome.in_(["complete", "pruned"]), slots.c.failure == "diverged")
-    return _first(connection, study_id, slot, fingerprint, slots.c.state == "done", is_result)
-
-
-def _in_flight(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
-    return _first(
-        connection,
-        study_id,
-        slot,
-        fingerprint,
-        slots.c.state.in_(["open", "held"]),
-        # Who waits itself is no one to wait for, or two would wait for each other.
-        slots.c.waits_for.is_(None),
-    )
-
-
-def _first(
-    connection: Connection,
-    study_id: int,
-    slot: Slot,
-    fingerprint: str,
-    *where: sa.ColumnElement[bool],
-) -> Twin | None:
-    """Return the first such slot: one that trained by itself before one that reused."""
+    is_settled = sa.and_(slots.c.state == "done", is_result)
+    # Who waits itself is no one to wait for, or two would wait for each other.
+    is_in_flight = sa.and_(slots.c.state.in_(["open", "held"]), slots.c.waits_for.is_(None))
     row = connection.execute(
         sa.select(slots)
         .where(slots.c.study_id == study_id, slots.c.fingerprint == fingerprint)
-        .where(slots.c.id != slot.id, *where)
-        .order_by(slots.c.reused_from.is_not(None), slots.c.number)
+        .where(slots.c.id != slot.id, sa.or_(is_settled, is_in_flight))
+        .order_by(
+            sa.case((slots.c.state == "done", 0), else_=1),
+            slots.c.reused_from.is_not(None),
+            slots.c.number,
+        )
         .limit(1)
     ).first()
     if row is None:

@@ -89,8 +89,7 @@ def make_trial(
         if epoch in RUNGS:
             falls_behind(trials, trial.number, epoch, values[epoch])
         longest = max(longest, time.monotonic() - began)
-    outbox.end(interrupted=lambda: False)
-    reports.end(values)
+    outbox.end(values, interrupted=lambda: False)
     slots.settle(slot, "complete", value=1 / N_EPOCHS, best_epoch=N_EPOCHS)
     tell(trials, trial._trial_id, "complete", 1 / N_EPOCHS)
     slots.mark_told(slot.id)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dlnn_search.search.pruning import HalvingPruner, rungs_of
 from dlnn_search.search.reports import MAX_REPORTS, Reports, epochs_to_report
+from dlnn_search.storage.optuna_storage import JointStorage, TrialStorage
 
 
 @given(epochs=st.integers(1, 3000), first=st.integers(1, 200), factor=st.integers(2, 5))
@@ -35,7 +36,7 @@ def test_they_are_spread_evenly() -> None:
 
 @pytest.fixture
 def study() -> optuna.Study:
-    return optuna.create_study()
+    return optuna.create_study(storage=TrialStorage(JointStorage("sqlite://")))
 
 
 def reports_of(study: optuna.Study, epochs: int = 100, metric: str = "loss") -> Reports:
@@ -85,3 +86,13 @@ def test_what_a_former_holder_writes_meanwhile_is_mended_at_the_end(study: optun
     reports.end(values)
     told = study.trials[0].intermediate_values
     assert (told[1], told[2]) == (0.5, 0.4) and math.isnan(told[3])
+
+
+def test_what_was_undone_is_told_again(study: optuna.Study) -> None:
+    reports = reports_of(study, epochs=3)
+    with pytest.raises(ZeroDivisionError), reports.as_a_whole():
+        reports.tell({1: 0.5})
+        study._storage.set_trial_intermediate_value(study.trials[0]._trial_id, 1, 9.0)
+        raise ZeroDivisionError  # of a transaction, which takes both values back
+    reports.tell({1: 0.5, 2: 0.25})
+    assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.25}

@@ -1,0 +1,201 @@
+"""Optuna's storage, with fewer transactions: several values at once, and as a part of one of ours.
+
+What is read and checked is what Optuna's own methods read and check; its contract suite runs over
+these classes, too. Optuna itself writes each parameter and each report in a transaction.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+)
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+#: Of a parameter: its value as Optuna stores it, and what it was drawn from.
+Param = tuple[float, BaseDistribution]
+
+#: Inserts that know what to do with a row that is there already, by the database's kind.
+INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+
+class JointStorage(RDBStorage):
+    """Optuna's storage, which can write within a transaction that somebody else ends."""
+
+    @contextmanager
+    def joined(self, connection: Connection) -> Iterator[None]:
+        """Let this thread's calls be a part of a transaction; a failure of one undoes it all."""
+        session = self.scoped_session()
+        session.close()
+        try:
+            session.bind, session.join_transaction_mode = connection, "rollback_only"
+            yield
+        finally:
+            session.close()
+            session.bind, session.join_transaction_mode = self.engine, "conditional_savepoint"
+
+    def set_trial_params(self, trial_id: int, params: Mapping[str, Param]) -> None:
+        """Store parameters in one go; those that are there already stay.
+
+        Raises:
+            KeyError: If there is no such trial.
+            UpdateFinishedTrialError: If it is finished.
+        """
+        rows = [
+            {
+                "trial_id": trial_id,
+                "param_name": name,
+                "param_value": value,
+                "distribution_json": distribution_to_json(distribution),
+            }
+            for name, (value, distribution) in params.items()
+        ]
+        with _create_scoped_session(self.scoped_session, True) as session:
+            self._check(session, trial_id)
+            insert = INSERT[self.engine.name](models.TrialParamModel.__table__)
+            session.connection().execute(insert.on_conflict_do_nothing(), rows)
+
+    def set_trial_intermediate_values(self, trial_id: int, values: Mapping[int, float]) -> None:
+        """Store reports in one go, by step; of a step that has one the new one counts.
+
+        Raises:
+            KeyError: If there is no such trial.
+            UpdateFinishedTrialError: If it is finished.
+        """
+        model = models.TrialIntermediateValueModel
+        rows = []
+        for step, value in values.items():
+            stored, kind = model.intermediate_value_to_stored_repr(value)
+            rows.append(
+                {
+                    "trial_id": trial_id,
+                    "step": step,
+                    "intermediate_value": stored,
+                    "intermediate_value_type": kind,
+                }
+            )
+        with _create_scoped_session(self.scoped_session, True) as session:
+            self._check(session, trial_id)
+            insert: Any = INSERT[self.engine.name](model.__table__)
+            upsert = insert.on_conflict_do_update(
+                index_elements=["trial_id", "step"],
+                set_={
+                    name: insert.excluded[name]
+                    for name in ("intermediate_value", "intermediate_value_type")
+                },
+            )
+            session.connection().execute(upsert, rows)
+
+    def _check(self, session: Session, trial_id: int) -> None:
+        trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
+        self.check_trial_is_updatable(trial_id, trial.state)
+
+
+class TrialStorage(_CachedStorage):
+    """What `optuna.create_study` would put around a storage, for a worker that gathers writes."""
+
+    _backend: JointStorage
+
+    def __init__(self, backend: JointStorage) -> None:
+        """Begin with nothing remembered."""
+        super().__init__(backend)
+        #: Trials that this worker made, and that nobody can have changed before it reads them.
+        self._made: dict[int, FrozenTrial] = {}
+        self._reads_made = False
+        #: Parameters that were suggested for one trial, and are to be written together.
+        self._gathered: dict[str, Param] = {}
+        self._gathered_of: int | None = None
+        self._is_gathering = False
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Create a trial, as Optuna does."""
+        trial_id = super().create_new_trial(study_id, template_trial)
+        number = self.get_trial_number_from_id(trial_id)
+        self._made = {trial_id: copy.deepcopy(self._studies[study_id].trials[number])}
+        return trial_id
+
+    def begun(self, study: optuna.Study, trial_id: int) -> optuna.Trial:
+        """Return a trial that was made a moment ago without reading what was just written."""
+        self._reads_made = True
+        try:
+            return optuna.Trial(study, trial_id)
+        finally:
+            self._reads_made = False
+            self._made.clear()
+
+    def forget_made(self) -> None:
+        """Forget a trial that was made: its transaction may have been undone."""
+        with self._lock:
+            for trial_id in self._made:
+                study_id, number = self._trial_id_to_study_id_and_number.pop(trial_id)
+                self._study_id_and_number_to_trial_id.pop((study_id, number), None)
+                self._studies[study_id].trials.pop(number, None)
+            self._made.clear()
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Return a trial as it is stored."""
+        if self._reads_made and trial_id in self._made:
+            return self._made[trial_id]
+        return super().get_trial(trial_id)
+
+    def get_trial_number_from_id(self, trial_id: int) -> int:
+        """Return a trial's number, which never changes."""
+        known = self._trial_id_to_study_id_and_number.get(trial_id)
+        return super().get_trial_number_from_id(trial_id) if known is None else known[1]
+
+    @contextmanager
+    def gathering(self, trial_id: int) -> Iterator[None]:
+        """Keep the parameters that a space suggests meanwhile, for `write_gathered`.
+
+        Where the space fails, they are written.
+        """
+        if trial_id != self._gathered_of:
+            self._gathered_of, self._gathered = trial_id, {}
+        self._is_gathering = True
+        try:
+            yield
+        except BaseException:
+            self.write_gathered(trial_id)
+            raise
+        finally:
+            self._is_gathering = False
+
+    def write_gathered(self, trial_id: int) -> None:
+        """Write what was gathered for a trial; harmless where that was done."""
+        if trial_id == self._gathered_of and self._gathered:
+            self._backend.set_trial_params(trial_id, self._gathered)
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        """Store a parameter, or keep it for `write_gathered`."""
+        if self._is_gathering and trial_id == self._gathered_of:
+            study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
+            known = self._studies[study_id].param_distribution.get(param_name)
+            if known is not None:  # else Optuna compares it with what is stored
+                check_distribution_compatibility(known, distribution)
+                self._gathered[param_name] = param_value_internal, distribution
+                return
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def set_trial_intermediate_values(self, trial_id: int, values: Mapping[int, float]) -> None:
+        """Store several reports in one go, as `JointStorage` does."""
+        self._backend.set_trial_intermediate_values(trial_id, values)
