@@ -176,4 +176,5 @@ def _plain_problem(path: Path) -> str | None:
     if done.returncode == 0:
         return None
     said = re.findall(r"^\w*(?:Error|Exception): .*", done.stderr, re.MULTILINE)
-    return str(said[-1]) if said else done.stderr.strip().rpartition("\n")[2]
+    # The first is the cause of those that follow.
+    return str(said[0]) if said else done.stderr.strip().rpartition("\n")[2]
