@@ -24,6 +24,7 @@ from dlnn_search.storage.messages import shown as shown
 from dlnn_search.storage.messages import storage_errors as storage_errors
 from dlnn_search.storage.messages import tell_errors_at_their_source
 from dlnn_search.storage.optuna_storage import JointStorage
+from dlnn_search.storage.reach import Reach
 from dlnn_search.storage.retry import retry
 
 DEFAULT_URL = "sqlite:///storage/data/dlnn.db"
@@ -49,6 +50,7 @@ class Database:
     Attributes:
         url: The database's address, password included: never print it, print `shown`.
         optuna: The storage for `optuna.load_study`.
+        reach: For how long it has answered this process.
     """
 
     url: str
@@ -56,6 +58,7 @@ class Database:
     _file: sqlite.FileIdentity | None = None
     #: Of each thread: the connection of `together`, while that is open.
     _open: threading.local = field(default_factory=threading.local)
+    reach: Reach = field(default_factory=Reach, repr=False)
 
     @property
     def engine(self) -> Engine:
@@ -89,7 +92,8 @@ class Database:
                 f"The database {self.shown} was deleted or replaced while it was in use. "
                 "Put it back (or restore a backup), then start again."
             )
-        with storage_errors(self.url), self.engine.begin() as connection:
+        with self._watched(), self.engine.begin() as connection:
+            self.reach.answered()
             yield connection
 
     @contextmanager
@@ -129,6 +133,15 @@ class Database:
             for call in calls:
                 call()
 
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            with storage_errors(self.url):
+                yield
+        except OutageError:
+            self.reach.failed()
+            raise
+
     def retrying(
         self,
         call: Callable[[], T],
@@ -149,7 +162,7 @@ class Database:
         """
 
         def told() -> T:
-            with storage_errors(self.url):
+            with self._watched():
                 return call()
 
         return retry(told, seconds=seconds, interrupted=interrupted)

@@ -11,18 +11,24 @@ from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.budget import held_seconds
 from dlnn_search.storage.events import insert_event
-from dlnn_search.storage.schema import now, slots, workers
+from dlnn_search.storage.schema import now, slots, studies, workers
 
 #: How often a slot may be lost (its worker killed or hung) before its trial counts as failed.
 MAX_LOSSES = 3
 
 
-def open_expired(connection: Connection, study_id: int) -> int:
+def open_expired(connection: Connection, study_id: int, answered_seconds: float) -> int:
     """Open the slots whose lease ran out; return how many.
 
     A row that another transaction holds is left to it: that one writes to it just now.
+
+    Args:
+        connection: Of a transaction that is open.
+        study_id: Whose slots.
+        answered_seconds: For how long the database has answered this process. Less than a lease,
+            and a living worker may not have been able to renew its own yet: nothing is opened.
     """
-    rows = connection.execute(_open_expired(study_id)).all()
+    rows = connection.execute(_open_expired(study_id), {"answered": answered_seconds}).all()
     _tell(connection, study_id, rows, "made no progress until its lease ended")
     return len(rows)
 
@@ -45,10 +51,11 @@ def open_of_dead(connection: Connection, study_id: int, worker: str, *, is_loss:
 
 @functools.lru_cache(maxsize=16)  # every claim does it first
 def _open_expired(study_id: int) -> Any:
+    lease = sa.select(studies.c.lease_seconds).where(studies.c.id == study_id).scalar_subquery()
     expired = (
         sa.select(slots.c.id)
         .where(slots.c.study_id == study_id, slots.c.state == "held")
-        .where(slots.c.lease_ends_at < now())
+        .where(slots.c.lease_ends_at < now(), sa.bindparam("answered", type_=sa.Float) >= lease)
         .with_for_update(skip_locked=True)
     )
     return _open(slots.c.id.in_(expired), is_loss=True)

@@ -122,7 +122,7 @@ class Slots:
 
         The statement asks for everything that must hold: the study runs, no budget of time is
         used up, the slot is open, and it does not wait for another that trains the same config.
-        Slots whose lease ran out are opened before.
+        Slots whose lease ran out are opened before, unless the database was away a moment ago.
 
         Args:
             worker: Who will hold it.
@@ -143,7 +143,7 @@ class Slots:
             row = connection.execute(mine).mappings().first() if token and again else None
             if row is None:
                 end_spell(connection, self._study_id, by_crash=True)
-                open_expired(connection, self._study_id)
+                open_expired(connection, self._study_id, self._database.reach.seconds)
                 found = connection.execute(
                     claim_statement(self._study_id),
                     {"by": worker, "with_token": named},
@@ -279,7 +279,7 @@ class Slots:
         """Open the slots whose lease ran out, each a loss, for a study that nobody claims in."""
         with self._database.transaction() as connection:
             end_spell(connection, self._study_id, by_crash=True)
-            open_expired(connection, self._study_id)
+            open_expired(connection, self._study_id, self._database.reach.seconds)
 
     def untold(self) -> Sequence[Settled]:
         """Return the outcomes whose worker vanished before Optuna heard of them."""
