@@ -8,19 +8,14 @@ a sampler is being made (`TUNING`), the others tell whether that carried over.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 
-TABLE = Path(__file__).parent / "data" / "fashion_mlp_trials.csv"
+from benchmarks.sampler_replay import TABLE, best_recorded, replayed
 
 
 class FailedTrialError(Exception):
@@ -206,101 +201,74 @@ def decoy(trial: optuna.Trial) -> float:
     return min(wide, narrow)
 
 
-@cache
-def _recorded() -> tuple[list[dict[str, Any]], NDArray[np.float64], NDArray[np.float64]]:
-    with TABLE.open() as file:
-        rows = list(csv.DictReader(file))
-    points = np.array([_point(_typed(row)) for row in rows])
-    return [dict(row) for row in rows], points, np.array([float(row["accuracy"]) for row in rows])
+def families(trial: optuna.Trial) -> float:
+    """Four kinds of model with parameters of their own; the best one is poor until it is tuned."""
+    family = trial.suggest_categorical("family", ["forest", "boosting", "machine", "network"])
+    scaling = trial.suggest_categorical("scaling", ["none", "standard", "ranks"])
+    if family == "forest":
+        depth = trial.suggest_int("forest_depth", 2, 20)
+        share = trial.suggest_float("forest_share", 0.1, 1.0)
+        return 0.14 + 0.004 * abs(depth - 13) + 0.1 * (share - 0.42) ** 2
+    if family == "boosting":
+        rate = math.log10(trial.suggest_float("boosting_rate", 1e-3, 1.0, log=True))
+        rounds = math.log10(trial.suggest_int("boosting_rounds", 10, 3000, log=True))
+        depth = trial.suggest_int("boosting_depth", 1, 10)
+        return 0.07 + 0.06 * (rate + rounds - 1.3) ** 2 + 0.005 * abs(depth - 4)
+    unscaled = {"none": 0.15, "standard": 0.0, "ranks": 0.02}[scaling]
+    if family == "machine":
+        c = math.log10(trial.suggest_float("machine_c", 1e-3, 1e4, log=True))
+        gamma = math.log10(trial.suggest_float("machine_gamma", 1e-5, 1e1, log=True))
+        return 0.1 + unscaled + 0.35 * (1 - math.exp(-((c - 1.4) ** 2) / 6 - (gamma + 1.7) ** 2))
+    rate = math.log10(trial.suggest_float("network_rate", 1e-5, 1.0, log=True))
+    width = math.log2(trial.suggest_int("network_width", 8, 1024, log=True))
+    dropout = trial.suggest_float("network_dropout", 0.0, 0.7)
+    decay = math.log10(trial.suggest_float("network_decay", 1e-7, 1e-1, log=True))
+    loss = unscaled + 0.4 * (1 - math.exp(-((rate + 2.6) ** 2) / 1.5))
+    loss += 0.006 * (width - 7.7) ** 2 + 0.3 * (dropout - 0.34) ** 2
+    return loss + 0.004 * (decay + 3.8) ** 2
 
 
-def _typed(row: dict[str, str]) -> dict[str, Any]:
-    texts = {"activation", "optimizer", "batch_norm"}
-    return {
-        name: value if name in texts else float(value)
-        for name, value in row.items()
-        if value != "" and not name.startswith(("accuracy", "epoch"))
-    }
+def memory(trial: optuna.Trial) -> float:
+    """Larger is better until it does not fit any more, where trials fail."""
+    width = math.log2(trial.suggest_int("width", 16, 2048, log=True))
+    depth = trial.suggest_int("depth", 1, 12)
+    batch = trial.suggest_int("log2_batch", 4, 11)
+    if width + math.log2(depth) + 0.5 * batch > 14.2:
+        raise FailedTrialError("out of memory")
+    rate = math.log10(trial.suggest_float("rate", 1e-5, 1e0, log=True))
+    activation = trial.suggest_categorical("activation", ["relu", "gelu", "tanh"])
+    loss = 0.05 * (11.0 - width) + 0.015 * (depth - 5) ** 2 + 0.02 * (batch - 5.5) ** 2
+    loss += 0.15 * (rate + 2.7 - 0.2 * (batch - 6) + 0.1 * (depth - 5)) ** 2
+    return loss + {"relu": 0.02, "gelu": 0.0, "tanh": 0.12}[activation]
 
 
-#: How much each parameter counts for the distance between configs: fitted by coordinate search so
-#: that recorded trials are told best from the others, each left out in turn (`--replay-error`).
-REPLAY_WEIGHTS: dict[str, float] = {
-    "layers": 0.9,
-    "units_first": 0.75,
-    "taper": 0.02,
-    "activation": 1.05,
-    "batch_norm": 0.49,
-    "dropout": 0.68,
-    "l1": 0.18,
-    "l2": 0.12,
-    "optimizer": 0.26,
-    "learning_rate": 1.27,
-    "weight_decay": 0.13,
-    "log2_batch_size": 2.25,
-}
-NEIGHBOURS = 3
-ACTIVATIONS = ("relu", "tanh", "sigmoid", "silu")
-OPTIMIZERS = ("adam", "adamw", "rmsprop")
+def jump(trial: optuna.Trial) -> float:
+    """At chance in nearly all of the space: training gets going in a corner of it."""
+    rate = math.log10(trial.suggest_float("rate", 1e-5, 1e0, log=True))
+    batch = trial.suggest_int("log2_batch", 4, 10)
+    norm = trial.suggest_categorical("norm", [False, True])
+    depth = trial.suggest_int("blocks", 2, 6)
+    filters = math.log2(trial.suggest_int("filters", 8, 128, log=True))
+    dropout = trial.suggest_float("dropout", 0.0, 0.6)
+    smoothing = trial.suggest_float("smoothing", 0.0, 2.0)
+    pace = -((rate + 2.8 - 0.3 * (batch - 6) - 0.4 * norm) ** 2) + 0.8 * norm - 4 * dropout**2
+    under_way = 1 / (1 + math.exp(-4 * (pace + 0.3 * (depth - 4) - 0.1)))
+    reached = 0.9 - 0.08 * abs(depth - 5) - 0.05 * (filters - 6.1) ** 2 / 4
+    reached -= 0.12 * (smoothing - 0.7) ** 2 + 0.3 * (dropout - 0.12) ** 2
+    return 0.9 - under_way * reached
 
 
-def _point(parameters: dict[str, Any]) -> list[float]:
-    """Return a config as a point between which the weighted distances are taken."""
-
-    def log(name: str, low: float, high: float) -> float:
-        return math.log(parameters[name] / low) / math.log(high / low)
-
-    places = {
-        "layers": (parameters["layers"] - 1) / 3,
-        "units_first": log("units_first", 128, 2048),
-        "taper": (parameters["taper"] - 0.25) / 0.75,
-        "dropout": parameters["dropout"] / 0.6,
-        "l1": log("l1", 1e-8, 1e-4),
-        "l2": log("l2", 1e-8, 1e-3),
-        "learning_rate": log("learning_rate", 1e-5, 1e-2),
-        "weight_decay": log("weight_decay", 1e-4, 0.1) if "weight_decay" in parameters else 0.5,
-        "log2_batch_size": (parameters["log2_batch_size"] - 5) / 5,
-    }
-    point = [REPLAY_WEIGHTS[name] * place for name, place in places.items()]
-    half = math.sqrt(0.5)
-    point += [
-        half * REPLAY_WEIGHTS["activation"] * (parameters["activation"] == a) for a in ACTIVATIONS
-    ]
-    point += [
-        half * REPLAY_WEIGHTS["optimizer"] * (parameters["optimizer"] == o) for o in OPTIMIZERS
-    ]
-    return [*point, REPLAY_WEIGHTS["batch_norm"] * (str(parameters["batch_norm"]) == "True")]
-
-
-def replayed(trial: optuna.Trial) -> float:
-    """task1-fashion-mlp from its recorded trials: the mean error of the nearest ones."""
-    from dlnn_search.study_files import load_study
-
-    load_study("task1-fashion-mlp").space(trial)
-    return float(_replay(np.array(_point(trial.params))))
-
-
-def _replay(point: NDArray[np.float64], leave_out: int | None = None) -> float:
-    _, points, accuracies = _recorded()
-    squares = np.sum((points - point) ** 2, axis=1)
-    if leave_out is not None:
-        squares[leave_out] = np.inf
-    nearest = np.argpartition(squares, NEIGHBOURS)[:NEIGHBOURS]
-    weights = 1 / (squares[nearest] + 1e-4)
-    return 1 - float(weights @ accuracies[nearest] / weights.sum())
-
-
-def replay_error() -> str:
-    """Say how well a recorded trial is told from the others, each left out in turn."""
-    _, points, accuracies = _recorded()
-    told = np.array([1 - _replay(point, leave_out=i) for i, point in enumerate(points)])
-    error, spread = np.abs(told - accuracies), np.abs(accuracies - np.median(accuracies))
-    order = np.corrcoef(np.argsort(np.argsort(told)), np.argsort(np.argsort(accuracies)))[0, 1]
-    return (
-        f"{len(accuracies)} trials; error of the replayed accuracy, left out: median "
-        f"{np.median(error):.4f} (of the median alone {np.median(spread):.4f}); "
-        f"rank correlation {order:.3f}"
-    )
+def flags(trial: optuna.Trial) -> float:
+    """Eight switches that help or harm, some of them only together, and how strongly."""
+    on = [trial.suggest_categorical(f"flag_{i}", [False, True]) for i in range(8)]
+    loss = 0.12 * (not on[0]) + 0.1 * on[1] + 0.06 * (not on[2]) + 0.04 * on[3]
+    loss += 0.08 * (on[4] != on[5]) + 0.05 * (on[4] and not on[2]) + 0.02 * (not on[4])
+    if on[0]:
+        loss += 0.5 * (trial.suggest_float("degrees", 0.0, 1.0) - 0.23) ** 2
+    if on[2]:
+        loss += 0.4 * (trial.suggest_float("shift", 0.0, 1.0) - 0.61) ** 2
+    rate = math.log10(trial.suggest_float("rate", 1e-5, 1e0, log=True))
+    return loss + 0.08 * (rate + 2.9 - 0.3 * on[4]) ** 2
 
 
 def problems() -> list[Problem]:
@@ -321,10 +289,13 @@ def problems() -> list[Problem]:
         Problem("cliff", "failing trials", cliff),
         Problem("decoy", "a narrow optimum", decoy),
         Problem("noisy-mixed", "noisy, mixed", mixed, noise=0.1),
+        Problem("families", "conditional, noisy", families, noise=0.005),
+        Problem("memory", "failing trials, integers", memory, best=0.085064),
+        Problem("jump", "chance in most of it, noisy", jump, noise=0.01, best=0.018184),
+        Problem("flags", "switches, interacting", flags),
     ]
     if TABLE.exists():
-        best = 1 - float(_recorded()[2].max())
-        listed.append(Problem("fashion-mlp", "recorded trials", replayed, best=best))
+        listed.append(Problem("fashion-mlp", "recorded trials", replayed, best=best_recorded()))
     return listed
 
 

@@ -49,8 +49,8 @@ from benchmarks.sampler_problems import (
     FailedTrialError,
     Problem,
     problems,
-    replay_error,
 )
+from benchmarks.sampler_replay import replay_error
 from dlnn_search import CoarseToFine
 
 CHECKPOINTS = (30, 60, 100, 200)

@@ -100,24 +100,49 @@ class Activity:
     """Which parameters a place has, learned from the trials: a space does not say it.
 
     A parameter that some trials lack is taken to hang on the first other one (a choice, or a
-    number of few values) that tells those trials from the rest without exception.
+    number of few values) that tells those trials from the rest without exception. What a failed
+    trial lacks proves nothing: it may have failed before it asked.
     """
 
     def __init__(self, past: Outcomes) -> None:
         self._rules: list[_Rule] = []
         places = past.places[-LOOK_BACK:]
-        missing = np.isnan(places)
+        is_known = ~np.isnan(places)
+        ended = np.isfinite(past.losses[-LOOK_BACK:])
+        missing = ~is_known & ended[:, None]
         for child in np.flatnonzero(missing.any(axis=0)):
             for parent, axis in enumerate(past.axes):
                 if parent == child or not (axis.n_choices or 0 < axis.n_cells <= 32):
                     continue
-                column = places[:, parent]
-                known = ~np.isnan(column)
+                column, known = places[:, parent], is_known[:, parent]
                 without = set(column[known & missing[:, child]].tolist())
-                having = set(column[known & ~missing[:, child]].tolist())
+                having = set(column[known & is_known[:, child]].tolist())
                 if without and having and not without & having:
                     self._rules.append(_Rule(int(child), parent, frozenset(without)))
                     break
+
+    def parents(self) -> list[int]:
+        """Return the numbers of the parameters that others hang on."""
+        return sorted({rule.parent for rule in self._rules})
+
+    def filled(self, past: Outcomes) -> Outcomes:
+        """Return trials with what failed ones had not asked for yet: drawn evenly, always alike.
+
+        So a failure counts whatever the rest would have been. With gaps, the model would believe
+        in it for the middle of the rest alone, and try the same again beside it.
+        """
+        gaps = np.isnan(past.places) & np.isinf(past.losses)[:, None]
+        failed = gaps.any(axis=1)
+        if not failed.any():
+            return past
+        whole = Region(1, 0, 0, {})
+        uniform = np.random.default_rng(0).random(gaps.shape)
+        places = past.places.copy()
+        for i, axis in enumerate(past.axes):
+            gap = gaps[:, i]
+            places[gap, i] = draw(axis, whole.span(axis), uniform[gap, i])
+        places[failed] = self.masked(places[failed])
+        return Outcomes(past.axes, places, past.losses)
 
     def masked(self, places: Floats) -> Floats:
         """Return places without the parameters that they would not have."""

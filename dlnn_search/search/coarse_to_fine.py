@@ -27,6 +27,7 @@ from dlnn_search.search.candidates import (
     Drawer,
     untried,
 )
+from dlnn_search.search.contest import Contest, draw_contest, own_scores
 from dlnn_search.search.past import Outcomes, Past
 from dlnn_search.search.regions import Region, draw, narrowed, read_region
 
@@ -174,7 +175,7 @@ class CoarseToFine(BaseSampler):
                 place = memory.blind(region, rng)
             else:
                 rows = memory.past.rows(running[-MAX_RUNNING:])
-                place = memory.choose(region, rows, rng)
+                place = memory.choose(region, rows, rng, contest=self.is_global(trial.number))
             return {
                 axis.name: axis.value(place[i])
                 for i, axis in enumerate(memory.past.axes)
@@ -245,7 +246,8 @@ class _Memory:
         self.past = Past(maximize)
         self.seed = seed
         self._regions: dict[int, dict[str, Any]] = {}
-        self._kernel: tuple[object, Kernel] | None = None
+        #: By the axis whose choices are judged each by its own standard; None: all by one.
+        self._kernels: dict[int | None, tuple[object, Kernel]] = {}
 
     def region(
         self, study: optuna.Study, stage: int, first: int, trials: Sequence[FrozenTrial]
@@ -268,22 +270,39 @@ class _Memory:
         past = self.past.outcomes()
         return np.asarray(Drawer(past.axes, region, Activity(past), rng).even(1)[0])
 
-    def choose(self, region: Region, running: Floats, rng: np.random.Generator) -> Floats:
+    def choose(
+        self, region: Region, running: Floats, rng: np.random.Generator, contest: bool
+    ) -> Floats:
+        """Return the place of a region that promises most.
+
+        Args:
+            running: Places of the trials that run just now.
+            contest: Make the best of one choice that others hang on, if there is one.
+        """
         # Here and not above: SciPy takes a third of a second, and most commands draw nothing.
-        from dlnn_search.search.surrogate import Encoding, Surrogate, scores
+        from dlnn_search.search.surrogate import Encoding, Surrogate
 
         past = self.past.outcomes()
-        drawer = Drawer(past.axes, region, Activity(past), rng)
-        if np.isfinite(past.losses).sum() < MIN_TRIALS:
+        activity = Activity(past)
+        past = activity.filled(past)
+        held = draw_contest(past, activity, rng) if contest else None
+        rivals = np.isfinite(past.losses)
+        if held is not None:
+            region = held.region(region, past)
+            rivals &= held.rivals(past)
+        drawer = Drawer(past.axes, region, activity, rng)
+        if np.isfinite(past.losses).sum() < MIN_TRIALS or not rivals.any():
             return np.asarray(drawer.even(1)[0])
-        targets = scores(past.losses)
+        targets = _targets(past, held)
         encoding = Encoding(past.axes)
-        kernel = self._fitted(encoding, past)
-        rows = chosen(past, MAX_TRIALS)
-        surrogate = Surrogate(encoding, kernel, past.places[rows], targets[rows], running)
-        parents = past.places[past.best(N_PARENTS)]
+        kernel = self._fitted(encoding, past, held)
+        parents = np.flatnonzero(rivals)[np.argsort(past.losses[rivals], kind="stable")][:N_PARENTS]
+        rows = np.union1d(chosen(targets, MAX_TRIALS), parents)
+        surrogate = Surrogate(
+            encoding, kernel, past.places[rows], targets[rows], rivals[rows], running
+        )
         places = np.concatenate(
-            [drawer.even(N_EVEN), drawer.beside(parents, N_BESIDE, (0.02, 0.5))]
+            [drawer.even(N_EVEN), drawer.beside(past.places[parents], N_BESIDE, (0.02, 0.5))]
         )
         tried = np.concatenate([past.places, running])
         promise = surrogate.log_improvement(places)
@@ -296,17 +315,27 @@ class _Memory:
         fresh = untried(places[order[:200]], tried)
         return np.asarray(places[order[int(np.argmax(fresh))]])
 
-    def _fitted(self, encoding: Encoding, past: Outcomes) -> Kernel:
-        from dlnn_search.search.surrogate import fit_kernel, scores
+    def _fitted(self, encoding: Encoding, past: Outcomes, held: Contest | None) -> Kernel:
+        from dlnn_search.search.surrogate import fit_kernel
 
         n = refit_size(len(past))
         key = (n, past.axes)
-        if self._kernel is None or self._kernel[0] != key:
+        judged = None if held is None else held.parent
+        if judged not in self._kernels or self._kernels[judged][0] != key:
             until = past.first(n)
-            rows = chosen(until, MAX_TRIALS)
-            targets = scores(until.losses)
-            self._kernel = key, fit_kernel(encoding, until.places[rows], targets[rows])
-        return self._kernel[1]
+            targets = _targets(until, held)
+            rows = chosen(targets, MAX_TRIALS)
+            self._kernels[judged] = key, fit_kernel(encoding, until.places[rows], targets[rows])
+        return self._kernels[judged][1]
+
+
+def _targets(past: Outcomes, held: Contest | None) -> Floats:
+    """Return trials' scores, in a contest each among those of its own choice."""
+    from dlnn_search.search.surrogate import scores
+
+    if held is None:
+        return scores(past.losses)
+    return own_scores(past.losses, past.places[:, held.parent])
 
 
 def _even(number: int) -> float:
@@ -321,12 +350,12 @@ def stored_regions(study: optuna.Study) -> list[dict[str, Any]]:
     return sorted(found, key=lambda region: int(region["first_trial"]))
 
 
-def chosen(past: Outcomes, n: int) -> np.ndarray:
+def chosen(targets: Floats, n: int) -> np.ndarray:
     """Return the rows of the best half of n trials and of the latest ones."""
-    if len(past) <= n:
-        return np.arange(len(past))
-    best = np.argsort(past.losses, kind="stable")[: n // 2]
-    rest = np.setdiff1d(np.arange(len(past)), best)[-(n - n // 2) :]
+    if len(targets) <= n:
+        return np.arange(len(targets))
+    best = np.argsort(-targets, kind="stable")[: n // 2]
+    rest = np.setdiff1d(np.arange(len(targets)), best)[-(n - n // 2) :]
     return np.sort(np.concatenate([best, rest]))
 
 

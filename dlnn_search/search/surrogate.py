@@ -103,6 +103,8 @@ def scores(losses: Floats) -> Floats:
     worse.) Failed trials, of infinite loss, are as bad as the worst, and clearly bad.
     """
     failed = np.isinf(losses)
+    if failed.all():
+        return np.full(len(losses), FAILED_SCORE)
     worst = np.max(losses[~failed])
     known = np.clip(np.where(failed, worst, losses), -MAX_LOSS, MAX_LOSS)
     median, good = np.quantile(known, [0.5, 0.1])
@@ -166,12 +168,19 @@ class Surrogate:
 
     Args:
         targets: Scores of `places`, shape (n,).
+        rivals: Which of them are to be improved on, at least one, shape (n,).
         pending: Places of trials that run just now: where one runs, another learns little, so
             they take away uncertainty and leave the mean as it is.
     """
 
     def __init__(
-        self, encoding: Encoding, kernel: Kernel, places: Floats, targets: Floats, pending: Floats
+        self,
+        encoding: Encoding,
+        kernel: Kernel,
+        places: Floats,
+        targets: Floats,
+        rivals: NDArray[np.bool_],
+        pending: Floats,
     ) -> None:
         self._encoding = encoding
         self._kernel = kernel
@@ -180,7 +189,7 @@ class Surrogate:
         lower = self._factor(covariance)
         weights = cho_solve((lower, True), targets, check_finite=False)
         #: The best mean among the trials themselves: a lucky value does not count as the best.
-        self.best = float(np.max(covariance @ weights))
+        self.best = float(np.max((covariance @ weights)[rivals]))
         if len(pending):
             known = np.concatenate([known, encoding.scaled(encoding.points(pending), kernel)])
             lower = self._factor(kernel.covariance(known, known))

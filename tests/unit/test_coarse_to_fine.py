@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 from dlnn_search import CoarseToFine
 from dlnn_search.search.axes import Axis
 from dlnn_search.search.coarse_to_fine import GLOBAL_SHARE, stored_regions
+from dlnn_search.search.contest import own_scores
 from dlnn_search.search.past import Past
 from dlnn_search.search.regions import narrowed, read_region
 from dlnn_search.search.surrogate import scores
@@ -239,6 +240,34 @@ def test_a_wrong_region_is_left_again(seed: int) -> None:
     assert study.best_params["x"] == pytest.approx(0.9, abs=0.05)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_choice_that_is_poor_until_it_is_tuned_gets_its_due(seed: int) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        kind = trial.suggest_categorical("kind", ["easy", "hard"])
+        x = trial.suggest_float(f"{kind}_x", 0, 1)
+        y = trial.suggest_float(f"{kind}_y", 0, 1)
+        if kind == "easy":
+            return 0.3 + 0.2 * ((x - 0.6) ** 2 + (y - 0.6) ** 2)
+        return 1 - math.exp(-8 * ((x - 0.15) ** 2 + (y - 0.8) ** 2))
+
+    study = optuna.create_study(sampler=CoarseToFine(seed=seed))
+    for i in range(10):
+        study.enqueue_trial({"kind": "easy", "easy_x": 0.1 * i, "easy_y": 0.1 * i})
+    for i in range(3):  # nobody has looked where it is good
+        study.enqueue_trial({"kind": "hard", "hard_x": 0.7 + 0.1 * i, "hard_y": 0.2 * i})
+    study.optimize(objective, n_trials=100)
+    assert study.best_params["kind"] == "hard" and study.best_value < 0.05
+
+
+def test_each_choice_is_judged_by_its_own_standard() -> None:
+    losses = np.array([1.0, 2.0, 3.0, 101.0, 102.0, 103.0, math.inf, math.inf])
+    choices = np.array([0.0, 0, 0, 1, 1, 1, 1, 2])
+    found = own_scores(losses, choices)
+    assert found[:3] == pytest.approx(scores(losses[:3]))
+    assert found[3:7] == pytest.approx(scores(losses[3:7])) and found[3] > found[6]
+    assert found[7] < found[1]  # nothing but a failure
+
+
 def test_the_highest_value_is_the_best_where_that_is_asked_for() -> None:
     lowest = searched(mixed, 30, CoarseToFine(seed=3))
     highest = searched(lambda t: -mixed(t), 30, CoarseToFine(seed=3), direction="maximize")
@@ -256,6 +285,19 @@ def test_failed_trials_are_avoided() -> None:
     failed = [t.state == TrialState.FAIL for t in study.trials]
     assert sum(failed[:10]) == 5 and sum(failed[30:]) <= 12
     assert study.best_value < 0.52
+
+
+def test_failures_before_the_rest_was_asked_for_are_avoided_all_the_same() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("rate", 0, 1)
+        if rate > 0.5:
+            raise ArithmeticError("diverged at once")
+        rest = [trial.suggest_float(f"x{i}", 0, 1) for i in range(3)]
+        return 1 - rate + sum((x - 0.2) ** 2 for x in rest)
+
+    study = searched(objective, 80, CoarseToFine(seed=0))
+    assert sum(t.state == TrialState.FAIL for t in study.trials[30:]) < 25
+    assert study.best_value < 0.53
 
 
 def test_a_pruned_trial_ranks_below_the_better_half_of_the_complete_ones() -> None:
@@ -305,6 +347,16 @@ def test_scores_keep_a_valleys_shape_and_bend_what_is_bad() -> None:
     # A diverged trial is 9 decades worse, and but some fifty steps below the median.
     assert told[3] - told[5] < 60 * (told[2] - told[3])
     assert told[5] == told[6]
+
+
+def test_a_model_can_be_fitted_to_failures_alone() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        if trial.number < 55:
+            raise ArithmeticError("no data yet")
+        return x
+
+    assert searched(objective, 62).best_value < 0.3
 
 
 def test_bounds_and_choices_that_change_from_trial_to_trial_are_kept_to() -> None:
