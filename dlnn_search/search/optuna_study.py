@@ -239,6 +239,7 @@ def tell(
     *,
     failure: str | None = None,
     reason: str | None = None,
+    known: FrozenTrial | None = None,
 ) -> None:
     """Finish a trial in Optuna; harmless where it is finished already.
 
@@ -249,9 +250,11 @@ def tell(
         value: Its value, if it is complete.
         failure: The kind of its failure, kept as the user attribute `failure`.
         reason: Why it failed, kept as the user attribute `reason`.
+        known: The trial as the worker that ran it knows it: one that ran to its end is not read
+            once more.
     """
     storage = optuna_study._storage
-    trial = storage.get_trial(trial_id)
+    trial = storage.get_trial(trial_id) if known is None or outcome != "complete" else known
     if trial.state.is_finished():
         return
     state, values = STATES[outcome], _values(trial, outcome, value)

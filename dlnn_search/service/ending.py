@@ -71,6 +71,7 @@ class Ending:
             verdict.value,
             failure=verdict.failure,
             reason=verdict.reason,
+            known=self._trial._get_latest_trial(),
         )
 
     def _look(self) -> None:
