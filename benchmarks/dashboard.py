@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -27,9 +28,15 @@ from optuna.storages import get_storage
 from optuna.trial import TrialState
 from optuna_dashboard import save_note, wsgi
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it sees its own folder alone
+
+from benchmarks.overhead import Templates
+from benchmarks.overhead_study import make_study as make_ours
+from dlnn_search.report.status import study_status
 from dlnn_search.search.reports import epochs_to_report
 from dlnn_search.service.note import MAX_NOTED
 from dlnn_search.storage.database import open_database
+from dlnn_search.storage.definitions import find
 
 N_TURNS = 5
 SPACE: dict[str, Any] = {
@@ -88,11 +95,39 @@ def open_page(application: Any, study_id: int) -> tuple[float, int]:
     return took, len(body)
 
 
+def status_seconds(kind: str, n_trials: int, epochs: int) -> tuple[float, float]:
+    """Return the median seconds, by the clock and the processor, of one look at a study."""
+    with tempfile.TemporaryDirectory() as folder:
+        templates = Templates(kind, Path(folder))
+        try:
+            templates.make(n_trials, epochs)
+            with templates.copy(n_trials) as url:
+                database = open_database(url, create=False)
+                stored = find(database, make_ours(epochs, "default").name)
+                assert stored is not None
+                taken = []
+                for _ in range(4 * N_TURNS):
+                    wall, processor = time.perf_counter(), time.process_time()
+                    assert study_status(database, stored).n_done == n_trials
+                    taken.append((time.perf_counter() - wall, time.process_time() - processor))
+                database.close()
+        finally:
+            templates.close()
+    walls, processors = zip(*taken, strict=True)
+    return statistics.median(walls), statistics.median(processors)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--status-only", action="store_true", help="not the dashboard")
     wanted = parser.parse_args()
+    for kind in ("sqlite", "postgresql"):
+        wall, processor = status_seconds(kind, wanted.trials, wanted.epochs)
+        print(f"study_status, {kind}: {wall:.3f} s, of the processor {processor:.3f} s", flush=True)
+    if wanted.status_only:
+        return
     rungs = [5, 15, 45]
     ours = epochs_to_report(wanted.epochs, rungs)
     cases = [

@@ -226,11 +226,11 @@ class Templates:
             self._execute("ALTER SYSTEM SET max_connections = 200")
             _restart(self._running)
 
-    def make(self, n_trials: int) -> None:
+    def make(self, n_trials: int, epochs: int = EPOCHS) -> None:
         url = self._make_empty(f"t{n_trials}")
         database = open_database(url, create=True)
         try:
-            fill(database, make_study(EPOCHS, "default"), n_trials, EPOCHS)
+            fill(database, make_study(epochs, "default"), n_trials, epochs)
         finally:
             database.close()
         if self._server is not None:

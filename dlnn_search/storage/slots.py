@@ -178,14 +178,6 @@ class Slots:
                 )
             )
 
-    def set_config(self, slot: Slot, config: dict[str, Any]) -> None:
-        """Note what the slot's trial trains, for whoever goes on with it.
-
-        Raises:
-            LostLeaseError: If another worker holds the slot.
-        """
-        self._update_held(slot, config=config)
-
     def renew(self, slot: Slot) -> Orders:
         """Prolong the lease: call it on progress, not on a timer.
 
@@ -196,7 +188,9 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            self._hold(connection, slot)
+            _write_held(connection, self._study_id, slot)
+            # Another worker may have ended the spell in the moment of this one's claim.
+            begin_spell(connection, self._study_id)
             orders = read_orders(connection, self._study_id)
         self._on_orders(orders)
         return orders
@@ -322,16 +316,6 @@ class Slots:
                 .limit(1)
             )
         return unsettled is None
-
-    def _update_held(self, slot: Slot, **values: Any) -> None:
-        with self._database.transaction() as connection:
-            self._hold(connection, slot, **values)
-
-    def _hold(self, connection: Connection, slot: Slot, **values: Any) -> None:
-        """Write to a held slot, and prolong its lease."""
-        _write_held(connection, self._study_id, slot, **values)
-        # Another worker may have ended the spell in the moment of this one's claim.
-        begin_spell(connection, self._study_id)
 
     def _event(self, connection: Connection, slot: Slot, kind: str, words: str) -> None:
         insert_slot_event(connection, self._study_id, slot, kind, words)

@@ -11,6 +11,7 @@ from dlnn_search.storage import schema
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.twins import find_twin
 
 DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
 
@@ -24,6 +25,12 @@ def claimed(slots: Slots, worker: str = "w") -> Slot:
 def let_the_lease_end(database: Database, slot: Slot, *, seconds_ago: float = 0.0) -> None:
     set_slot(database, slot, lease_ends_at=now() - seconds_ago)
     time.sleep(0.002)  # SQLite's clock counts milliseconds
+
+
+def note_config(database: Database, slot: Slot, config: dict[str, Any]) -> None:
+    """Store what a slot trains, which no other does."""
+    study_id = row_of(database, slot)["study_id"]
+    assert find_twin(database, study_id, slot, f"config {slot.id}", config=config) is None
 
 
 def set_slot(database: Database, slot: Slot, **values: Any) -> None:

@@ -17,6 +17,8 @@ from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
 from dlnn_search.study import RandomSearch, Study
 
+from .slot_life import note_config
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.chaos_account import Account, account_for
@@ -52,7 +54,7 @@ def searched(sqlite_database: Database) -> Database:
         assert slot is not None
         trial = begin_trial(trials, STUDY, slot)
         slots.begin(slot, trial._trial_id, trial.number)
-        slots.set_config(slot, STUDY.config(trial).model_dump(mode="json"))
+        note_config(sqlite_database, slot, STUDY.config(trial).model_dump(mode="json"))
         for epoch in range(1, EPOCHS + 1):
             add_point(
                 sqlite_database, slot.id, slot.fence, Point(epoch, {"loss": 1 / epoch}, 0.1, 1e4)

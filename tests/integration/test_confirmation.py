@@ -27,6 +27,8 @@ from dlnn_search.storage.links import parent_of
 from dlnn_search.storage.slots import Slots
 from dlnn_search.study import Study as AnyStudy
 
+from .slot_life import note_config
+
 Value = Callable[[Config], float | None]
 
 
@@ -59,7 +61,7 @@ def work_off(database: Database, study: AnyStudy, value: Value, n: int | None = 
         slots.begin(slot, trial._trial_id, trial.number)
         if slot.config is None:
             config = study.config(trial)
-            slots.set_config(slot, config.model_dump(mode="json"))
+            note_config(database, slot, config.model_dump(mode="json"))
         else:
             config = Config.model_validate(slot.config)
         reached = value(config)

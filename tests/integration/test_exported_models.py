@@ -19,6 +19,8 @@ from dlnn_search.storage.slots import Slots
 from dlnn_search.study_files import load_study
 from dlnn_search.training.fit import fit
 
+from .slot_life import note_config
+
 FILE = '''\
 """Tell bright pictures from dark ones."""
 
@@ -73,7 +75,7 @@ def searched(database: Database, file: Path, halved: bool) -> tuple[StoredStudy,
     slot = slots.claim("w")
     assert slot is not None
     slots.begin(slot, 1, 0)
-    slots.set_config(slot, config.model_dump(mode="json"))
+    note_config(database, slot, config.model_dump(mode="json"))
     folder = (database.files / slot_path(study.name, slot.number)).parent
     fitted = fit(config, data.load(config.data), folder=folder, generation=slot.fence)
     value = fitted.best.metrics["accuracy"]

@@ -15,7 +15,7 @@ from dlnn_search.storage.definitions import register
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slots
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of
+from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def test_studies_of_one_database_have_budgets_of_their_own(
     assert claimed(other).losses == 1
 
 
-def test_slots_are_claimed_by_number_but_begun_ones_first(slots: Slots) -> None:
+def test_slots_are_claimed_by_number_but_begun_ones_first(database: Database, slots: Slots) -> None:
     slots.extend_to(3)
     first, second = claimed(slots), claimed(slots)
     assert (first.number, second.number) == (0, 1)
     slots.begin(second, trial_id=77, trial_number=4)
-    slots.set_config(second, {"some": "config"})
+    note_config(database, second, {"some": "config"})
     slots.release(first)
     slots.release(second)
     again = claimed(slots)
@@ -84,7 +84,7 @@ def test_a_held_slot_is_not_claimed_until_its_lease_ends(database: Database, slo
     assert (again.id, again.losses, again.fence) == (slot.id, 1, slot.fence + 1)
 
 
-@pytest.mark.parametrize("call", ["renew", "begin", "set_config"])
+@pytest.mark.parametrize("call", ["renew", "begin", "note_config"])
 def test_each_sign_of_progress_prolongs_the_lease(
     database: Database, slots: Slots, call: str
 ) -> None:
@@ -94,7 +94,7 @@ def test_each_sign_of_progress_prolongs_the_lease(
     calls: dict[str, Callable[[], object]] = {
         "renew": lambda: slots.renew(slot),
         "begin": lambda: slots.begin(slot, 1, 0),
-        "set_config": lambda: slots.set_config(slot, {}),
+        "note_config": lambda: note_config(database, slot, {}),
     }
     calls[call]()
     with database.transaction() as connection:
@@ -117,7 +117,9 @@ def test_a_study_sets_the_length_of_its_leases(
     assert 4990 < left <= 5000
 
 
-@pytest.mark.parametrize("call", ["renew", "begin", "set_config", "settle", "release", "add_point"])
+@pytest.mark.parametrize(
+    "call", ["renew", "begin", "note_config", "settle", "release", "add_point"]
+)
 def test_a_worker_that_was_fenced_off_changes_nothing(
     database: Database, slots: Slots, call: str
 ) -> None:
@@ -133,7 +135,7 @@ def test_a_worker_that_was_fenced_off_changes_nothing(
             calls: dict[str, Callable[[], object]] = {
                 "renew": lambda: slots.renew(old),
                 "begin": lambda: slots.begin(old, 1, 0),
-                "set_config": lambda: slots.set_config(old, {}),
+                "note_config": lambda: note_config(database, old, {}),
                 "settle": lambda: slots.settle(old, "complete", value=1.0),
                 "release": lambda: slots.release(old),
             }

@@ -17,7 +17,7 @@ from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slots, new_token
 from dlnn_search.storage.twins import find_twin, settle_like
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot
+from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of, set_slot
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_beginning_twice_is_beginning_once(database: Database, slots: Slots) -> 
     slot = claimed(slots)
     for _ in range(2):
         slots.begin(slot, 77, 4)
-        slots.set_config(slot, {"some": "config"})
+        note_config(database, slot, {"some": "config"})
     row = row_of(database, slot)
     assert (row["trial_id"], row["trial_number"], row["config"]) == (77, 4, {"some": "config"})
 

@@ -25,6 +25,8 @@ from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.study import Halving, RandomSearch, Study
 
+from .slot_life import note_config
+
 N_WORKERS = 16
 N_TRIALS = 48
 N_EPOCHS = 50
@@ -73,7 +75,7 @@ def make_trial(
 ) -> float:
     trial = begin_trial(trials, STUDY, slot)
     slots.begin(slot, trial._trial_id, trial.number)
-    slots.set_config(slot, STUDY.config(trial).model_dump(mode="json"))
+    note_config(database, slot, STUDY.config(trial).model_dump(mode="json"))
     reports = Reports(trials, trial._trial_id, metric="loss", epochs=N_EPOCHS, rungs=RUNGS)
     outbox = Outbox(database, slots, slot, presence, reports, metric="loss", place="0" * 32)
     values: dict[int, float] = {}

@@ -19,6 +19,8 @@ from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.study import Halving, Study
 
+from .slot_life import note_config
+
 
 def space(trial: optuna.Trial) -> Config:
     rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)
@@ -61,7 +63,7 @@ def fill(database: Database, name: str = "some-study") -> int:
         assert slot.number == number
         trial = begin_trial(trials, study, slot)
         slots.begin(slot, trial._trial_id, trial.number)
-        slots.set_config(slot, study.config(trial).model_dump(mode="json"))
+        note_config(database, slot, study.config(trial).model_dump(mode="json"))
         _train(database, slot, trial, name)
         if outcome in ("complete", "pruned", "failed"):
             value = None if outcome == "failed" else 0.5 + number / 10
