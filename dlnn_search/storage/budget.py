@@ -215,15 +215,6 @@ def lock_study(connection: Connection, study_id: int) -> None:
     connection.execute(studies.update().where(studies.c.id == study_id).values(name=studies.c.name))
 
 
-def hold_study(connection: Connection, study_id: int) -> bool:
-    """Do the same for a worker that holds a slot, and let wall time run, if it does not.
-
-    Returns:
-        Whether the study lets a config's result be reused.
-    """
-    return bool(connection.scalar(_hold_study(study_id)))
-
-
 def earlier(one: sa.ColumnElement[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     """Return the smaller of two times: SQLite and PostgreSQL have other words for it."""
     return sa.case((one < other, one), else_=other)
@@ -309,16 +300,6 @@ def end_spell(connection: Connection, study_id: int, *, by_crash: bool) -> None:
 
 
 # Made once: that takes longer than to run them, and every claim and settlement does.
-@functools.lru_cache(maxsize=16)
-def _hold_study(study_id: int) -> Any:
-    return (
-        studies.update()
-        .where(studies.c.id == study_id)
-        .values(active_since=sa.func.coalesce(studies.c.active_since, now()))
-        .returning(studies.c.reuse)
-    )
-
-
 @functools.lru_cache(maxsize=16)
 def _begin_spell(study_id: int) -> Any:
     return (

@@ -7,11 +7,13 @@ these classes, too. Optuna itself writes each parameter and each report in a tra
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from optuna.distributions import (
     BaseDistribution,
     check_distribution_compatibility,
@@ -21,7 +23,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
@@ -100,9 +102,58 @@ class JointStorage(RDBStorage):
             )
             session.connection().execute(upsert, rows)
 
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        """Make a trial while the study's row is locked: in two statements where Optuna takes five.
+
+        All workers wait for that lock.
+        """
+        template = template_trial
+        if template is None or not _has_user_attributes_alone(template):
+            return super()._get_prepared_new_trial(study_id, template, session)
+        made = models.TrialModel(
+            study_id=study_id, state=template.state, datetime_start=template.datetime_start
+        )
+        table: Any = models.TrialModel.__table__
+        n_before = sa.select(sa.func.count()).where(table.c.study_id == study_id).scalar_subquery()
+        connection = session.connection()
+        row = connection.execute(
+            table.insert()
+            .values(
+                study_id=study_id,
+                number=n_before,
+                state=made.state,
+                datetime_start=made._datetime_start_utc,
+            )
+            .returning(table.c.trial_id, table.c.number)
+        ).one()
+        made.trial_id, made.number = row.trial_id, row.number
+        attributes: Any = models.TrialUserAttributeModel.__table__
+        connection.execute(
+            attributes.insert(),
+            [
+                {"trial_id": row.trial_id, "key": key, "value_json": json.dumps(value)}
+                for key, value in template.user_attrs.items()
+            ],
+        )
+        return made
+
     def _check(self, session: Session, trial_id: int) -> None:
         trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
         self.check_trial_is_updatable(trial_id, trial.state)
+
+
+def _has_user_attributes_alone(template: FrozenTrial) -> bool:
+    others = (
+        template.values,
+        template.params,
+        template.intermediate_values,
+        template.system_attrs,
+        template.datetime_complete,
+    )
+    is_running = template.state == TrialState.RUNNING
+    return is_running and bool(template.user_attrs) and not any(others)
 
 
 class TrialStorage(_CachedStorage):

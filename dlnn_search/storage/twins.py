@@ -1,7 +1,7 @@
 """Two slots of a study with the same config: the second waits for the first, and has its result.
 
-Which is first is decided under the study's lock, so that two workers that draw the same config at
-the same moment do not both train it.
+Which is first is decided under a lock that equal configs share, so that two workers that draw the
+same config at the same moment do not both train it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.budget import end_spell, hold_study
+from dlnn_search.storage.budget import begin_spell, end_spell
 from dlnn_search.storage.claims import lease_end
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import curves, slots
+from dlnn_search.storage.schema import curves, slots, studies
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, insert_slot_event, settle_held
 
 
@@ -69,7 +69,7 @@ def find_twin(
         LostLeaseError: If another worker holds the slot.
     """
     with database.transaction() as connection:
-        allowed = hold_study(connection, study_id)
+        _lock_fingerprint(connection, study_id, fingerprint)
         values: dict[str, Any] = {"fingerprint": fingerprint, "waits_for": None}
         if config is not None:
             values["config"] = config
@@ -80,9 +80,8 @@ def find_twin(
         )
         if changed.rowcount != 1:
             raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
-        if not (reuse and allowed):
-            return None
-        twin = _first(connection, study_id, slot, fingerprint)
+        begin_spell(connection, study_id)  # as each renewal of a lease does
+        twin = _first(connection, study_id, slot, fingerprint) if reuse else None
         if twin is not None and twin.outcome is None:
             connection.execute(
                 slots.update().where(slots.c.id == slot.id).values(waits_for=twin.slot_id)
@@ -123,6 +122,16 @@ def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> No
         end_spell(connection, study_id, by_crash=False)
 
 
+def _lock_fingerprint(connection: Connection, study_id: int, fingerprint: str) -> None:
+    """Let who has the same config wait for this transaction's end; others are not held up.
+
+    SQLite has one writer at a time.
+    """
+    if connection.dialect.name == "postgresql":
+        key = sa.func.hashtextextended(fingerprint, study_id)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+
+
 def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
     """Return the first twin: settled before in training, by itself before one that reused."""
     is_result = sa.or_(slots.c.outcome.in_(["complete", "pruned"]), slots.c.failure == "diverged")
@@ -133,6 +142,7 @@ def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) 
         sa.select(slots)
         .where(slots.c.study_id == study_id, slots.c.fingerprint == fingerprint)
         .where(slots.c.id != slot.id, sa.or_(is_settled, is_in_flight))
+        .where(sa.exists().where(studies.c.id == study_id, studies.c.reuse != 0))
         .order_by(
             sa.case((slots.c.state == "done", 0), else_=1),
             slots.c.reused_from.is_not(None),
