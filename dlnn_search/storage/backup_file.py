@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dlnn_search import __version__
 from dlnn_search.errors import StorageError, UsageError
 from dlnn_search.storage.backup_optuna import check_trial
-from dlnn_search.storage.backup_rows import TABLES, StudyRows, as_line, check_row
+from dlnn_search.storage.backup_rows import TABLES, StudyRows, as_line, check_row, check_whole
 from dlnn_search.storage.schema import SCHEMA_VERSION
 
 FORMAT = "dlnn-search backup"
@@ -251,7 +251,7 @@ class BackupReader:
             copy = StudyRows(
                 study, {table: found[table] for table in TABLES}, optuna_study, found["trials"]
             )
-            _check_whole(copy)
+            check_whole(copy)
             if copy.name != entry.name or copy.digests() != entry.digests:
                 raise ValueError(f"the rows of '{entry.name}' are not those of its manifest")
             return copy
@@ -384,41 +384,3 @@ class BackupReader:
             f"The backup '{self._path}' is damaged, or none of dlnn-search: {str(why)[:300]}. "
             "Nothing was written. Restore another backup."
         )
-
-
-def _check_whole(copy: StudyRows) -> None:
-    """Check that rows belong together, so that nothing fails once they are being written.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    slots = [row["number"] for row in copy.rows["slots"]]
-    if slots != sorted(set(slots)):
-        raise ValueError("slots are not numbered one by one")
-    known = set(slots)
-    for row in copy.rows["slots"]:
-        if row["state"] not in ("open", "done"):
-            raise ValueError(f"slot {row['number']} is '{row['state']}'")
-        number = row.get("trial_number")
-        if number is not None and not 0 <= number < len(copy.trials):
-            raise ValueError(f"slot {row['number']} names a trial that is not there")
-        for key in ("waits_for", "reused_from"):
-            if key in row and row[key] not in known:
-                raise ValueError(f"slot {row['number']} names a slot that is not there")
-    for table in ("curves", "events", "artifacts"):
-        if not {row["slot"] for row in copy.rows[table] if "slot" in row} <= known:
-            raise ValueError(f"rows of '{table}' belong to slots that are not there")
-    epochs = [(row["slot"], row["epoch"]) for row in copy.rows["curves"]]
-    if len(epochs) != len(set(epochs)):
-        raise ValueError("a curve has an epoch twice")
-    if copy.optuna_study is None:
-        if copy.trials:
-            raise ValueError("trials belong to no study of Optuna's")
-        return
-    if set(copy.optuna_study) != {"directions", "user_attrs", "system_attrs"}:
-        raise ValueError("Optuna's study has other fields")
-    for direction in copy.optuna_study["directions"]:
-        optuna.study.StudyDirection[direction]
-    for attributes in ("user_attrs", "system_attrs"):
-        if not all(isinstance(key, str) for key in copy.optuna_study[attributes]):
-            raise ValueError("Optuna's study has attributes without a name")

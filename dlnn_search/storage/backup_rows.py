@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import optuna
 import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import Connection
@@ -204,3 +205,41 @@ def _check_value(table: str, column: sa.Column[Any], value: Any) -> None:
         fits = fits and "\0" not in value
     if not fits:
         raise StorageError(f"'{column.name}' of a row of '{table}' is no {kind!r}")
+
+
+def check_whole(copy: StudyRows) -> None:
+    """Check that rows belong together, so that nothing fails once they are being written.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    slots = [row["number"] for row in copy.rows["slots"]]
+    if slots != sorted(set(slots)):
+        raise ValueError("slots are not numbered one by one")
+    known = set(slots)
+    for row in copy.rows["slots"]:
+        if row["state"] not in ("open", "done"):
+            raise ValueError(f"slot {row['number']} is '{row['state']}'")
+        number = row.get("trial_number")
+        if number is not None and not 0 <= number < len(copy.trials):
+            raise ValueError(f"slot {row['number']} names a trial that is not there")
+        for key in ("waits_for", "reused_from"):
+            if key in row and row[key] not in known:
+                raise ValueError(f"slot {row['number']} names a slot that is not there")
+    for table in ("curves", "events", "artifacts"):
+        if not {row["slot"] for row in copy.rows[table] if "slot" in row} <= known:
+            raise ValueError(f"rows of '{table}' belong to slots that are not there")
+    epochs = [(row["slot"], row["epoch"]) for row in copy.rows["curves"]]
+    if len(epochs) != len(set(epochs)):
+        raise ValueError("a curve has an epoch twice")
+    if copy.optuna_study is None:
+        if copy.trials:
+            raise ValueError("trials belong to no study of Optuna's")
+        return
+    if set(copy.optuna_study) != {"directions", "user_attrs", "system_attrs"}:
+        raise ValueError("Optuna's study has other fields")
+    for direction in copy.optuna_study["directions"]:
+        optuna.study.StudyDirection[direction]
+    for attributes in ("user_attrs", "system_attrs"):
+        if not all(isinstance(key, str) for key in copy.optuna_study[attributes]):
+            raise ValueError("Optuna's study has attributes without a name")
