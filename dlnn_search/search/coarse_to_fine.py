@@ -46,8 +46,10 @@ MIN_TRIALS = 4
 #: The model looks at so many trials at most, half of them the best, half the latest, so that a
 #: draw costs the same after thousands of trials.
 MAX_TRIALS = 120
-#: Its kernel is fitted anew whenever there are so many times as many trials.
+#: Its kernel is fitted anew whenever there are so many times as many trials; the contests' one,
+#: which few trials ask, half as often.
 REFIT_FACTOR = 1.15
+CONTEST_REFIT_FACTOR = 1.3
 #: Trials that never end, of workers that died, must not pile up: the latest ones count.
 MAX_RUNNING = 64
 GOLDEN = 0.6180339887498949
@@ -65,7 +67,8 @@ class CoarseToFine(BaseSampler):
 
     Within its region a trial takes the most promising of several hundred draws: a Gaussian process
     of all trials finished so far says what to expect of each, and the expected improvement
-    decides. So a region depends on what had finished when its stage began, and is the same for all
+    decides. Where a choice has parameters of its own, that share makes the best of one choice each,
+    however poor it looks beside the others (`dlnn_search.search.contest`). So a region depends on what had finished when its stage began, and is the same for all
     workers from then on; a draw depends on seed, trial number, stored region, and on what has
     finished and what runs by the time of the draw. One worker draws the same trials again from
     the same seed; with several that holds as far as their trials finish in the same order.
@@ -318,7 +321,7 @@ class _Memory:
     def _fitted(self, encoding: Encoding, past: Outcomes, held: Contest | None) -> Kernel:
         from dlnn_search.search.surrogate import fit_kernel
 
-        n = refit_size(len(past))
+        n = refit_size(len(past), REFIT_FACTOR if held is None else CONTEST_REFIT_FACTOR)
         key = (n, past.axes)
         judged = None if held is None else held.parent
         if judged not in self._kernels or self._kernels[judged][0] != key:
@@ -359,9 +362,9 @@ def chosen(targets: Floats, n: int) -> np.ndarray:
     return np.sort(np.concatenate([best, rest]))
 
 
-def refit_size(n: int) -> int:
+def refit_size(n: int, factor: float) -> int:
     """Return the largest size at most n at which the kernel is fitted."""
     size = MIN_TRIALS
-    while (larger := max(size + 1, int(size * REFIT_FACTOR))) <= n:
+    while (larger := max(size + 1, int(size * factor))) <= n:
         size = larger
     return size
