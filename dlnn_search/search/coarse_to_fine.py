@@ -67,11 +67,13 @@ class CoarseToFine(BaseSampler):
 
     Within its region a trial takes the most promising of several hundred draws: a Gaussian process
     of all trials finished so far says what to expect of each, and the expected improvement
-    decides. Where a choice has parameters of its own, that share makes the best of one choice each,
-    however poor it looks beside the others (`dlnn_search.search.contest`). So a region depends on what had finished when its stage began, and is the same for all
-    workers from then on; a draw depends on seed, trial number, stored region, and on what has
-    finished and what runs by the time of the draw. One worker draws the same trials again from
-    the same seed; with several that holds as far as their trials finish in the same order.
+    decides. Where a choice has parameters of its own, the share from the whole space makes the
+    best of one choice each, however poor it looks beside the others
+    (`dlnn_search.search.contest`). So a region depends on what had finished when its stage began,
+    and is the same for all workers from then on; a draw depends on seed, trial number, stored
+    region, and on what has finished and what runs by the time of the draw. One worker draws the
+    same trials again from the same seed; with several that holds as far as their trials finish in
+    the same order.
 
     Failed trials count as bad, unless they failed by themselves (user attribute `failure` of
     `lost` or `bug`). Pruned ones count by their best intermediate value, but no better than the
