@@ -72,6 +72,8 @@ class Axis:
         low, high = self._ends()
         if distribution.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
+        if low == high:  # neighbours, whose logarithms are one number
+            return 0.5
         return float(min(max((value - low) / (high - low), 0.0), 1.0))
 
     def value(self, place: float) -> Any:
