@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -266,6 +267,7 @@ def logs(
             )
         if not follow:
             return
+        sys.stdout.flush()  # a pipe's reader must not wait for the next line to see these
 
         def has_ended() -> bool:
             return study_status(database, stored).is_over

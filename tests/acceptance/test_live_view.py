@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -14,15 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from .command_line import SLOW, TIMEOUT_SECONDS, Place
+from .command_line import SLOW, TIMEOUT_SECONDS, Place, wait_for
 
 COLUMNS, LINES = 100, 30
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LINE = re.compile(r"\[\d+ s\] \d of 2 trials(, .+)? \| (no result yet|best .+) \| .+")
 
 
-def in_a_terminal(place: Place, *arguments: object) -> tuple[int, str]:
-    """Run a command in a terminal of its own; return its exit code and all that it wrote."""
+def in_a_terminal(place: Place, *arguments: object, until: str | None = None) -> tuple[int, str]:
+    """Run a command in a terminal of its own; return its exit code and all that it wrote.
+
+    Ctrl-C is typed once it has written `until`.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     pieces: list[bytes] = []
@@ -37,6 +41,9 @@ def in_a_terminal(place: Place, *arguments: object) -> tuple[int, str]:
                 return
             pieces.append(piece)
 
+    def written() -> str:
+        return b"".join(pieces).decode(errors="replace")
+
     environment = {**place.environment, "TERM": "xterm-256color"}
     try:
         with subprocess.Popen(
@@ -50,11 +57,14 @@ def in_a_terminal(place: Place, *arguments: object) -> tuple[int, str]:
             os.close(theirs)
             reader = threading.Thread(target=read)
             reader.start()
+            if until is not None:
+                wait_for(until, lambda: until in ESCAPE.sub("", written()))
+                process.send_signal(signal.SIGINT)
             code = process.wait(timeout=TIMEOUT_SECONDS)
         reader.join()
     finally:
         os.close(ours)
-    return code, b"".join(pieces).decode()
+    return code, written()
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +117,29 @@ def test_a_pipe_gets_plain_lines(place: Place) -> None:
 def test_a_file_gets_no_escape_codes_from_any_command(searched: Place, tmp_path: Path) -> None:
     for arguments in (["studies"], ["trials", "tiny"], ["best", "tiny"], ["--help"], ["ledger"]):
         assert "\x1b" not in searched.run(*arguments, TERM="xterm-256color").both
+
+
+def test_a_search_is_watched_and_its_logs_followed_until_ctrl_c_or_its_end(place: Place) -> None:
+    study = place.write_study(**SLOW)
+    with place.begin("start", study, "--workers", 1, "--trials", 2) as start:
+        wait_for("an epoch", place.curves)
+        code, written = in_a_terminal(place, "status", "tiny", "--watch", until="img/s")
+        assert code == 130 and "Traceback" not in written, written
+        assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1  # the cursor is back
+        with (
+            place.begin("status", "tiny", "--watch") as watched,
+            place.begin("logs", "tiny", "--follow", "-n", 0) as followed,
+        ):
+            with place.begin("logs", "tiny", "--follow") as interrupted:
+                wait_for("the lines so far", lambda: " Trial 0 begins" in interrupted.said())
+                interrupted.interrupt()
+                assert interrupted.wait() == 130
+                assert "Traceback" not in interrupted.said()
+            assert start.wait() == 0, start.said()
+            assert watched.wait() == 0 and followed.wait() == 0
+    assert "2 of 2 trials" in watched.said() and "\x1b" not in watched.said()
+    assert " Trial 1 is complete, common_sense_error " in followed.said()
+    # What is over already is shown once, and not waited for.
+    code, written = in_a_terminal(place, "status", "tiny", "--watch")
+    assert code == 0 and "2 of 2 trials" in ESCAPE.sub("", written)
+    assert "Trial 1 is complete" in place.succeed("logs", "tiny", "--follow")
