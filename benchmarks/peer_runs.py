@@ -1,6 +1,6 @@
 """One search of one system, as its users write it, on a study's own space: run by peers.py.
 
-    python benchmarks/peer_runs.py keras-tuner-random --task mlp --seed 0 --folder out
+    python benchmarks/peer_runs.py keras-tuner-random --study task1-fashion-mlp --folder out
 
 Every system gets the same images (float32 in [0, 1] for the peers), the same split, the same
 space and the same cores. A peer builds plain Keras layers from what the space suggests, trains
@@ -11,6 +11,8 @@ validation accuracy, and the weights of the best epoch so far lie beside it for 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 import os
 import time
@@ -24,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlnn_search import data
-from dlnn_search.config import Config, Dense, Dropout, OwnModel
+from dlnn_search.config import Config, Dense, Dropout
+from dlnn_search.data.split import Split
+from dlnn_search.search.optuna_study import example_config
 from dlnn_search.study import Study
 from dlnn_search.study_files import load_study
 
-TASKS = {"mlp": "task1-fashion-mlp", "cnn": "task1-fashion-cnn"}
-#: Peers that run trials side by side get one core each, as ours does.
+#: Ray runs so many trials side by side.
 N_CORES = len(os.sched_getaffinity(0))
 
 
@@ -69,13 +72,24 @@ class TunerSuggestions:
         return self._parameters.Choice(name, list(choices))
 
 
-def images(config: Config) -> tuple[tuple[NDArray[Any], NDArray[Any]], ...]:
+Splits = tuple[tuple[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+
+
+def images(study: Study) -> Splits:
     """Return (images, labels) of the training and the validation split, as float32 arrays."""
-    splits = data.load(config.data)
-    return tuple(
+    splits = data.load(example_config(study).data)
+    train, validation = (
         (split.images[split.rows][..., None].astype(np.float32) / 255, split.labels)
         for split in (splits.train, splits.validation)
     )
+    return train, validation
+
+
+def pictures_mark(split: Split) -> str:
+    """Return a hash of a split's images and labels, in order."""
+    found = hashlib.sha256(np.ascontiguousarray(split.images[split.rows]).tobytes())
+    found.update(np.ascontiguousarray(split.labels).tobytes())
+    return found.hexdigest()[:16]
 
 
 def keras_model(config: Config) -> Any:
@@ -112,7 +126,7 @@ def keras_model(config: Config) -> Any:
         raise ValueError(f"No layer for {block!r}.")
 
     model = config.model
-    assert isinstance(model, Mlp | Cnn) and not isinstance(model, OwnModel)
+    assert isinstance(model, Mlp | Cnn)
     joins = {"flatten": keras.layers.Flatten, "average": keras.layers.GlobalAveragePooling2D}
     if isinstance(model, Mlp):
         layers = [keras.layers.Flatten(), *map(layer, model.blocks)]
@@ -146,28 +160,35 @@ def tracer(folder: Path, config: Config) -> Any:
             best = folder / "best.json"
             known = json.loads(best.read_text()) if best.exists() else None
             if known is None or value > known["value"]:
-                self.model.save_weights(folder / "best.weights.h5")
-                best.write_text(json.dumps({"value": value, "config": config.to_json()}))
+                # Renamed when whole, since the run is killed at its time.
+                weights = f"best-{os.getpid()}-{time.time_ns()}.weights.h5"
+                self.model.save_weights(folder / weights)
+                found = {"value": value, "config": config.to_json(), "weights": weights}
+                partial = folder / f"best-{os.getpid()}.json"
+                partial.write_text(json.dumps(found))
+                partial.replace(best)
+                if known is not None:
+                    (folder / known["weights"]).unlink()
             note(folder, value, epoch + 1)
 
     return Tracer()
 
 
-def note(folder: Path, value: float, epoch: int, trial: int | None = None) -> None:
+def note(folder: Path, value: float, epoch: int) -> None:
     """Add an epoch to the trace; `at` is on the clock that all processes of a machine share."""
-    line = json.dumps({"at": time.time(), "value": value, "epoch": epoch, "trial": trial})
+    line = json.dumps({"at": time.time(), "value": value, "epoch": epoch})
     with (folder / "trace.jsonl").open("a") as file:
         file.write(line + "\n")
 
 
-def train(config: Config, folder: Path, callbacks: list[Any], epochs: int | None = None) -> float:
+def train(config: Config, splits: Splits, folder: Path, callbacks: list[Any]) -> float:
     """Train as a script does, and return the best validation accuracy."""
-    (x, y), validation = images(config)
+    (x, y), validation = splits
     history = keras_model(config).fit(
         x,
         y,
         batch_size=config.training.batch_size,
-        epochs=epochs or config.training.epochs,
+        epochs=config.training.epochs,
         validation_data=validation,
         callbacks=[tracer(folder, config), *callbacks],
         verbose=0,
@@ -203,9 +224,7 @@ def keras_tuner(kind: str, study: Study, seed: int, folder: Path) -> None:
         ),
         "bayesian": lambda: kt.BayesianOptimization(max_trials=10_000, **common),
     }[kind]()
-    from dlnn_search.search.optuna_study import example_config
-
-    (x, y), validation = images(example_config(study))
+    (x, y), validation = images(study)
     tuner.search(x, y, epochs=epochs, validation_data=validation, verbose=0)
 
 
@@ -215,9 +234,11 @@ def plain_optuna(study: Study, seed: int, folder: Path) -> None:
     from optuna_integration import KerasPruningCallback
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    splits = images(study)
 
     def objective(trial: optuna.Trial) -> float:
-        return train(study.config(trial), folder, [KerasPruningCallback(trial, "val_accuracy")])
+        prune = KerasPruningCallback(trial, "val_accuracy")
+        return train(study.config(trial), splits, folder, [prune])
 
     optuna.create_study(
         direction="maximize",
@@ -226,74 +247,69 @@ def plain_optuna(study: Study, seed: int, folder: Path) -> None:
     ).optimize(objective)
 
 
-def ray_tune(kind: str, study: Study, seed: int, folder: Path) -> None:
-    """Ray Tune: a trial a core; ASHA over random draws, or its Optuna search with ASHA."""
+class Space:
+    """A study's space as Ray's Optuna search takes it; Ray keeps copies of it in files."""
+
+    def __init__(self, study: str) -> None:
+        self.study = study
+
+    def __call__(self, trial: Any) -> None:
+        study_of(self.study).config(trial)
+
+
+@functools.cache
+def study_of(name: str) -> Study:
+    """Load a study once a process."""
+    return load_study(name)
+
+
+def ray_tune(study: str, seed: int, folder: Path) -> None:
+    """Ray Tune: its Optuna search, ASHA as the scheduler, one core a trial."""
     import optuna
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    epochs = study.epochs or 10
-    name = study.name
-
-    def trainable(parameters: dict[str, Any]) -> None:
+    def trainable(parameters: dict[str, Any], splits: Splits) -> None:
         import keras
-        import tensorflow as tf
 
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-        drawn = parameters.get("drawn", parameters)
-        config = load_study(name).config(optuna.trial.FixedTrial(drawn))  # type: ignore[arg-type]
+        trial: Any = optuna.trial.FixedTrial(parameters)
+        config = study_of(study).config(trial)
 
         class Report(keras.callbacks.Callback):  # type: ignore[misc]
             def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-                tune.report({"accuracy": (logs or {})["val_accuracy"]})
+                tune.report({"val_accuracy": (logs or {})["val_accuracy"]})
 
-        train(config, folder, [Report()])
+        train(config, splits, folder, [Report()])
 
-    def space(trial: optuna.Trial) -> None:
-        study.config(trial)
-
-    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-
-    def draw(_: Any = None) -> dict[str, Any]:
-        trial = draws.ask()
-        study.config(trial)
-        return trial.params
-
+    # Ray lets other programs of the machine go before its own trials: here it is one among others.
+    os.environ.update({"RAY_worker_niceness": "0"})
     ray.init(num_cpus=N_CORES, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    search = (
-        {"search_alg": OptunaSearch(space=space, metric="accuracy", mode="max", seed=seed)}
-        if kind == "optuna"
-        else {}
-    )
+    with_data = tune.with_parameters(trainable, splits=images(study_of(study)))
     tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 1}),
-        param_space={} if kind == "optuna" else {"drawn": tune.sample_from(draw)},
+        tune.with_resources(with_data, {"cpu": 1}),
         tune_config=tune.TuneConfig(
             num_samples=10_000,
-            metric=None if kind == "optuna" else "accuracy",
-            mode=None if kind == "optuna" else "max",
             scheduler=ASHAScheduler(
-                grace_period=4,
-                reduction_factor=3,
-                max_t=epochs,
-                **({"metric": "accuracy", "mode": "max"} if kind == "optuna" else {}),
+                metric="val_accuracy", mode="max", max_t=study_of(study).epochs or 10
             ),
-            **search,
+            search_alg=OptunaSearch(
+                space=Space(study), metric="val_accuracy", mode="max", seed=seed
+            ),
         ),
-        run_config=tune.RunConfig(storage_path=str((folder / "ray").resolve()), verbose=0),
+        run_config=tune.RunConfig(storage_path=str(folder / "ray"), verbose=0),
     ).fit()
 
 
-SYSTEMS: dict[str, Callable[[Study, int, Path], None]] = {
-    "keras-tuner-random": lambda *given: keras_tuner("random", *given),
-    "keras-tuner-hyperband": lambda *given: keras_tuner("hyperband", *given),
-    "keras-tuner-bayesian": lambda *given: keras_tuner("bayesian", *given),
-    "optuna": plain_optuna,
-    "ray-asha": lambda *given: ray_tune("asha", *given),
-    "ray-optuna": lambda *given: ray_tune("optuna", *given),
+SYSTEMS: dict[str, Callable[[str, int, Path], None]] = {
+    "keras-tuner-random": lambda study, *given: keras_tuner("random", study_of(study), *given),
+    "keras-tuner-hyperband": lambda study, *given: keras_tuner(
+        "hyperband", study_of(study), *given
+    ),
+    "keras-tuner-bayesian": lambda study, *given: keras_tuner("bayesian", study_of(study), *given),
+    "optuna": lambda study, *given: plain_optuna(study_of(study), *given),
+    "ray": ray_tune,
 }
 
 
@@ -301,13 +317,13 @@ def main() -> None:
     """Search until somebody ends it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("system", choices=SYSTEMS)
-    parser.add_argument("--task", choices=TASKS, default="mlp")
+    parser.add_argument("--study", required=True, help="A name or a file.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True)
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    SYSTEMS[arguments.system](load_study(TASKS[arguments.task]), arguments.seed, folder)
+    SYSTEMS[arguments.system](arguments.study, arguments.seed, folder)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Ours against KerasTuner, a plain Optuna loop and Ray Tune: side by side in one run.
 
-    pip install 'keras-tuner[bayesian]' 'ray[tune]' tensorboard 'optuna-integration[keras]'
-    python benchmarks/peers.py --tasks mlp cnn --seconds 300 --seeds 0 1 2 -o peers.json
+    pip install 'keras-tuner[bayesian]' 'ray[tune]' 'optuna-integration[keras]' matplotlib
+    python benchmarks/peers.py --core 1 --tasks mlp cnn --seeds 0 1 2
+    python benchmarks/peers.py --core 1 --work
+    python benchmarks/peers.py --report --picture docs/images/peers.png
 
-Every system searches the same study's space on the same images, split and cores for the same wall
-time, its own start-up included, one after the other in turns; then it is ended. Best value: the
-validation accuracy of the best epoch so far, of whichever trial. The test split is opened once a
-run, with the best epoch's weights, after the time is up. Finished runs are kept in the output's
-folder and not made again, so that a run that was cut off goes on.
+Every system searches the same study's space on the same images, split and core for the same wall
+time, its own start-up included, one after the other in turns; then it is killed, and what is on
+the disk counts. Best value: the validation accuracy of the best epoch so far, of whichever trial.
+The test split is opened once a run, with the best epoch's weights, after the time is up. `--work`
+counts how many trials of one config a system trains instead. Finished runs are lines of the
+output and not made again, so that a benchmark that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -19,107 +22,142 @@ import platform
 import shutil
 import signal
 import sqlite3
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from peer_report import OURS, PEERS, Run, report
 
 HERE = Path(__file__).resolve().parent
-OURS = "dlnn-search"
-PEERS = (
-    "keras-tuner-random",
-    "keras-tuner-hyperband",
-    "keras-tuner-bayesian",
-    "optuna",
-    "ray-asha",
-    "ray-optuna",
-)
+OUTPUT = HERE / "data" / "peers.jsonl"
 STUDIES = {"mlp": "task1-fashion-mlp", "cnn": "task1-fashion-cnn"}
-POLL_SECONDS = 0.5
+#: Seconds of wall time a search.
+SECONDS = {"mlp": 120.0, "cnn": 180.0}
+WORK_SECONDS = 60.0
+POLL_SECONDS = 0.25
 MEMORY_SECONDS = 2.0
 GRACE_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class Run:
-    """One search: `trace` is (seconds since its command, best validation accuracy so far)."""
+class Meter:
+    """What a process and its descendants have used, the dead ones included."""
 
-    system: str
-    task: str
-    seed: int
-    trace: list[tuple[float, float]]
-    epochs: int
-    test: float | None
-    peak_memory_mb: float
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._seconds: dict[tuple[int, float], float] = {}
+        self.known: dict[tuple[int, float], psutil.Process] = {}
+        self.samples: list[tuple[float, float]] = [(time.time(), 0.0)]
+        self.peak_memory_mb = 0.0
+        self._memory_at = 0.0
 
-    @property
-    def best(self) -> float:
-        return self.trace[-1][1] if self.trace else 0.0
+    def look(self) -> None:
+        """Add a sample of the processor's time, and now and then one of the memory."""
+        found = [self._root]
+        with suppress(psutil.Error):
+            found += self._root.children(recursive=True)
+        for process in found:
+            with suppress(psutil.Error):
+                key = (process.pid, process.create_time())
+                times = process.cpu_times()
+                self.known[key] = process
+                self._seconds[key] = times.user + times.system
+        self.samples.append((time.time(), sum(self._seconds.values())))
+        if time.time() > self._memory_at + MEMORY_SECONDS:
+            self._memory_at = time.time()
+            self.peak_memory_mb = max(self.peak_memory_mb, memory_mb(found))
 
-    def seconds_to(self, value: float) -> float | None:
-        """Return when the search had that value; None: not in its time."""
-        return next((at for at, best in self.trace if best >= value), None)
+    def processor_seconds(self, at: float) -> float:
+        """Return what had been used by then."""
+        times, used = zip(*self.samples, strict=True)
+        return float(np.interp(at, times, used))
 
 
-def run(system: str, task: str, seed: int, seconds: float, folder: Path) -> Run:
+def memory_mb(processes: list[psutil.Process]) -> float:
+    """Return what processes hold together, shared pages counted once."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / 1e6
+
+
+def run(
+    system: str, task: str, seed: int, seconds: float, folder: Path, core: int, kind: str
+) -> Run:
     """Search for that many seconds in a fresh process group, then test what was found."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    study = study_file(task, seed, folder, kind)
     if system == OURS:
-        workers = str(len(os.sched_getaffinity(0)))
-        command = [sys.executable, "-m", "dlnn_search", "start", study_file(task, seed, folder)]
-        command += ["--workers", workers, "--trials", "10000"]
+        command = [sys.executable, "-m", "dlnn_search", "start", study]
+        command += ["--workers", "1", "--trials", "1000"]
     else:
-        command = [sys.executable, str(HERE / "peer_runs.py"), system, "--task", task]
+        command = [sys.executable, str(HERE / "peer_runs.py"), system, "--study", study]
         command += ["--seed", str(seed), "--folder", str(folder)]
     began = time.time()
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            ["taskset", "-c", str(core), *command],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+    meter = Meter(process.pid)
     seen: set[tuple[int, int]] = set()
-    peak, next_look = 0.0, began
-    while time.time() < began + seconds and process.poll() is None:
-        if system == OURS:
-            trace_ours(folder, seen)
-        if time.time() >= next_look:
-            peak = max(peak, memory_mb(process.pid))
-            next_look = time.time() + MEMORY_SECONDS
-        time.sleep(POLL_SECONDS)
-    ended_early = process.poll() is not None
-    end(process)
+    ended_early = True
+    try:
+        while time.time() < began + seconds and process.poll() is None:
+            if system == OURS:
+                trace_ours(folder, seen)
+            meter.look()
+            time.sleep(POLL_SECONDS)
+        ended_early = process.poll() is not None
+    finally:  # interrupted, too
+        kill(process, meter)
     if ended_early:
         tail = (folder / "log.txt").read_text(errors="replace")[-2_000:]
         raise SystemExit(f"{system} ended before its time:\n{tail}")
-    points = best_so_far(folder / "trace.jsonl", began, seconds)
+    epochs = read_epochs(folder / "trace.jsonl", began + seconds)
     tested = subprocess.run(
         [sys.executable, str(HERE / "peer_test.py"), str(folder)], capture_output=True, text=True
     )
-    if tested.returncode:
-        print(tested.stderr[-2_000:], file=sys.stderr)
+    if tested.returncode and epochs:
+        raise SystemExit(f"The test of {system} failed:\n{tested.stderr[-2_000:]}")
+    found: dict[str, Any] = json.loads(tested.stdout) if epochs else {}
     return Run(
-        system,
-        task,
-        seed,
-        points[0],
-        points[1],
-        float(tested.stdout) if tested.returncode == 0 else None,
-        peak,
+        kind=kind,
+        system=system,
+        task=task,
+        seed=seed,
+        seconds=seconds,
+        trace=best_so_far(epochs, began, meter),
+        ends=ends_of_trials(epochs, began, meter),
+        epochs=len(epochs),
+        test=found.get("test"),
+        tested_validation=found.get("validation"),
+        pictures=found.get("pictures"),
+        peak_memory_mb=round(meter.peak_memory_mb, 1),
+        processor_seconds=round(meter.samples[-1][1], 1),
+        load=round(os.getloadavg()[1], 1),
+        machine=machine(),
     )
 
 
-def study_file(task: str, seed: int, folder: Path) -> str:
-    """Return a copy of the built-in study: its name, and with it its draws, is the seed's."""
+def study_file(task: str, seed: int, folder: Path, kind: str) -> str:
+    """Return a copy of the study: its name, and with it our draws, is the seed's."""
     from dlnn_search.study_files import built_in_studies
 
-    path = folder / f"seed{seed}_{built_in_studies()[STUDIES[task]].name}"
-    shutil.copy(built_in_studies()[STUDIES[task]], path)
+    source = built_in_studies()[STUDIES[task]]
+    if kind == "work":
+        source = HERE / f"peer_work_{task}.py"
+    path = folder / f"seed{seed}_{source.name}"
+    shutil.copy(source, path)
     return str(path)
 
 
@@ -134,125 +172,120 @@ def trace_ours(folder: Path, seen: set[tuple[int, int]]) -> None:
             if (slot, epoch) not in seen:
                 seen.add((slot, epoch))
                 value = json.loads(metrics)["accuracy"]
-                line = {"at": time.time(), "value": value, "epoch": epoch, "trial": slot}
+                line = {"at": time.time(), "value": value, "epoch": epoch}
                 with (folder / "trace.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
 
 
-def memory_mb(pid: int) -> float:
-    """Return what a process and its descendants hold together, shared pages counted once."""
-    total = 0
-    with suppress(psutil.Error):
-        parent = psutil.Process(pid)
-        for process in (parent, *parent.children(recursive=True)):
-            with suppress(psutil.Error):
-                total += process.memory_full_info().pss
-    return total / 1e6
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its descendants, Ray's own sessions included."""
-    with suppress(psutil.Error):
-        descendants = psutil.Process(process.pid).children(recursive=True)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(descendants, timeout=GRACE_SECONDS)
-        for one in alive:
+def kill(process: subprocess.Popen[bytes], meter: Meter) -> None:
+    """End a process and its descendants at once, those that were orphaned and Ray's included."""
+    for _ in range(3):  # some may start others meanwhile
+        meter.look()
+        for one in meter.known.values():
             with suppress(psutil.Error):
                 one.kill()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    psutil.wait_procs(list(meter.known.values()), timeout=GRACE_SECONDS)
 
 
-def best_so_far(path: Path, began: float, seconds: float) -> tuple[list[tuple[float, float]], int]:
-    """Return the steps of the best value, and how many epochs were trained in all."""
+def read_epochs(path: Path, until: float) -> list[dict[str, Any]]:
+    """Return the epochs of all trials, in time's order."""
     lines = path.read_text().splitlines() if path.exists() else []
-    epochs = sorted((json.loads(line) for line in lines), key=lambda epoch: epoch["at"])
-    epochs = [epoch for epoch in epochs if epoch["at"] <= began + seconds]
-    steps: list[tuple[float, float]] = []
+    found = []
+    for line in lines:
+        with suppress(json.JSONDecodeError):  # the last one may be cut off
+            found.append(json.loads(line))
+    return sorted((one for one in found if one["at"] <= until), key=lambda one: one["at"])
+
+
+def best_so_far(
+    epochs: list[dict[str, Any]], began: float, meter: Meter
+) -> list[tuple[float, float, float]]:
+    """Return the steps of the best value: wall seconds, processor seconds, value."""
+    steps: list[tuple[float, float, float]] = []
     for epoch in epochs:
-        if not steps or epoch["value"] > steps[-1][1]:
-            steps.append((round(epoch["at"] - began, 1), epoch["value"]))
-    return steps, len(epochs)
+        if not steps or epoch["value"] > steps[-1][2]:
+            used = meter.processor_seconds(epoch["at"])
+            steps.append((round(epoch["at"] - began, 1), round(used, 1), round(epoch["value"], 5)))
+    return steps
 
 
-def tables(runs: list[Run], seconds: float) -> str:
-    """Return the comparison as Markdown: one table a task, means over the seeds."""
-    lines = []
-    for task in sorted({one.task for one in runs}, reverse=True):
-        lines += [
-            f"\n**{STUDIES[task]}**, {seconds:.0f} s a run\n",
-            "| system | best validation | test | epochs trained | peak memory, MB "
-            "| its best after, s | ours has it after, s | times faster |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        ours = {one.seed: one for one in runs if one.task == task and one.system == OURS}
-        for system in (OURS, *PEERS):
-            of_system = [one for one in runs if one.task == task and one.system == system]
-            if of_system:
-                lines.append(row(system, of_system, ours))
-    return "\n".join(lines)
-
-
-def row(system: str, runs: list[Run], ours: dict[int, Run]) -> str:
-    """Return a system's row; each of its seeds meets each of ours."""
-    theirs = [one.trace[-1][0] for one in runs if one.trace]
-    pairs = [(one, mine) for one in runs for mine in ours.values() if one.trace]
-    reached = [mine.seconds_to(one.best) for one, mine in pairs]
-    ratios = [
-        one.trace[-1][0] / at for (one, _), at in zip(pairs, reached, strict=True) if at is not None
+def ends_of_trials(
+    epochs: list[dict[str, Any]], began: float, meter: Meter
+) -> list[tuple[float, float]]:
+    """Return when trials reached the last epoch of all: wall and processor seconds."""
+    last = max((epoch["epoch"] for epoch in epochs), default=0)
+    return [
+        (round(epoch["at"] - began, 2), round(meter.processor_seconds(epoch["at"]), 2))
+        for epoch in epochs
+        if epoch["epoch"] == last
     ]
-    missed = sum(at is None for at in reached)
-    if system == OURS:
-        ours_after, faster = "", ""
-    else:
-        known = [at for at in reached if at is not None]
-        ours_after = f"{statistics.median(known):.0f}" if known else "not reached"
-        ours_after += f" ({missed} of {len(pairs)} not reached)" if missed and known else ""
-        faster = f"{statistics.median(ratios):.1f}" if ratios else ""
-    tests = [one.test for one in runs if one.test is not None]
-    return (
-        f"| {system} | {spread([one.best for one in runs])} | {spread(tests)} "
-        f"| {statistics.mean(one.epochs for one in runs):.0f} "
-        f"| {max(one.peak_memory_mb for one in runs):,.0f} "
-        f"| {statistics.median(theirs) if theirs else 0:.0f} | {ours_after} | {faster} |"
-    )
 
 
-def spread(values: list[float]) -> str:
-    """Return mean and range."""
-    if not values:
-        return "-"
-    return f"{statistics.mean(values):.4f} ({min(values):.4f}-{max(values):.4f})"
+def machine() -> str:
+    """Return the processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.machine()
+
+
+def read_runs(path: Path) -> list[Run]:
+    """Return the finished runs."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Run.read(json.loads(line)) for line in lines]
+
+
+def check_pictures(made: Run, runs: list[Run]) -> None:
+    """Refuse a comparison on different validation splits."""
+    for other in runs:
+        same = (other.task, other.kind) == (made.task, made.kind)
+        if same and made.pictures and other.pictures and other.pictures != made.pictures:
+            raise SystemExit(
+                f"{made.system} validated on other images ({made.pictures}) than {other.system} "
+                f"({other.pictures})."
+            )
 
 
 def main() -> None:
-    """Run what is not there yet, then print the tables."""
+    """Run what is not there yet, or report what is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--systems", nargs="+", choices=(OURS, *PEERS), default=[OURS, *PEERS])
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, help="Of wall time a run; else each task's own.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("-o", "--output", type=Path, default=Path("peers.json"))
+    parser.add_argument("--core", type=int, default=0, help="The one that all systems run on.")
+    parser.add_argument("--work", action="store_true", help="Count trials of one config instead.")
+    parser.add_argument("--report", action="store_true", help="Print the tables; run nothing.")
+    parser.add_argument("--picture", type=Path, help="With --report: draw the curves.")
+    parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    folder = arguments.output.resolve().with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    runs: list[Run] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    runs = read_runs(arguments.output)
+    if arguments.report:
+        print(report(runs, arguments.picture))
+        return
+    kind = "work" if arguments.work else "search"
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for task in arguments.tasks:
+        default = WORK_SECONDS if arguments.work else SECONDS[task]
+        seconds = arguments.seconds or default
         for seed in arguments.seeds:
             for system in arguments.systems:
-                kept = folder / f"{task}-{system}-{seed}-{arguments.seconds:.0f}.json"
-                if not kept.exists():
-                    made = run(system, task, seed, arguments.seconds, folder / "running")
-                    kept.write_text(json.dumps(asdict(made)))
-                    print(f"{task} {system} seed {seed}: {made.best:.4f}", file=sys.stderr)
-                loaded: dict[str, Any] = json.loads(kept.read_text())
-                loaded["trace"] = [(at, best) for at, best in loaded["trace"]]
-                runs.append(Run(**loaded))
-    arguments.output.write_text(json.dumps([asdict(one) for one in runs]))
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores")
-    print(tables(runs, arguments.seconds))
+                wanted = (kind, system, task, seed, seconds)
+                if any(one.key == wanted for one in runs):
+                    continue
+                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                    made = run(system, task, seed, seconds, Path(folder), arguments.core, kind)
+                check_pictures(made, runs)
+                runs.append(made)
+                with arguments.output.open("a") as file:
+                    file.write(json.dumps(asdict(made)) + "\n")
+                found = f"{made.best:.4f}, tested {made.test}, {made.epochs} epochs"
+                print(f"{task} {system} seed {seed}: {found}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -59,11 +59,12 @@ class CoarseToFine(BaseSampler):
     """An Optuna sampler: the whole space first, then ever finer regions around the best.
 
     Stage 1 draws over the whole space, each parameter on its own scale and evenly spread over the
-    stage (a Latin hypercube). When a later stage begins, its *region* is computed from the trials
-    that had finished by then, and stored in the study: a range of each number, odds of each
-    choice, never 0 (`dlnn_search.search.regions`). All trials of the stage fall into it, but for
-    a share that is drawn from the whole space all the same, so that a wrong region is left again.
-    Distributions stay as the space declares them.
+    stage (a Latin hypercube), beginning with the middle of all ranges and each first choice: who
+    declares a space puts what is likely there. When a later stage begins, its *region* is computed
+    from the trials that had finished by then, and stored in the study: a range of each number, odds
+    of each choice, never 0 (`dlnn_search.search.regions`). All trials of the stage fall into it,
+    but for a share that is drawn from the whole space all the same, so that a wrong region is left
+    again. Distributions stay as the space declares them.
 
     Within its region a trial takes the most promising of several hundred draws: a Gaussian process
     of all trials finished so far says what to expect of each, and the expected improvement
@@ -202,10 +203,9 @@ class CoarseToFine(BaseSampler):
             memory = self._memory(study)
             own = np.random.default_rng([memory.seed, name, trial.number])
             if stage == 1:
-                # A Latin hypercube over the stage: each parameter's range in even strata.
-                n = self.stages[0]
-                order = np.random.default_rng([memory.seed, name]).permutation(n)
-                uniform = (order[trial.number] + own.random()) / n
+                uniform = _in_hypercube(
+                    trial.number, self.stages[0], axis, own, [memory.seed, name]
+                )
                 region = Region(1, 0, 0, {})
             else:
                 uniform = own.random()
@@ -341,6 +341,22 @@ def _targets(past: Outcomes, held: Contest | None) -> Floats:
     if held is None:
         return scores(past.losses)
     return own_scores(past.losses, past.places[:, held.parent])
+
+
+def _in_hypercube(
+    number: int, n: int, axis: Axis, own: np.random.Generator, seed: list[int]
+) -> float:
+    """Return a trial's uniform number for a parameter, one in each of n even strata of [0, 1).
+
+    Trial 0 has the middle of a range, or the first choice.
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    wanted = 0 if axis.n_choices else n // 2
+    held = int(np.flatnonzero(order == wanted)[0])
+    order[[0, held]] = order[[held, 0]]
+    if number == 0:
+        return 0.0 if axis.n_choices else 0.5
+    return float((order[number] + own.random()) / n)
 
 
 def _even(number: int) -> float:

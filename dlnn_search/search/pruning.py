@@ -35,7 +35,8 @@ class HalvingPruner(BasePruner):
     `SuccessiveHalvingPruner`:
 
     - The first trials at a rung pass for want of rivals, and are judged there again at their next
-      rung, when rivals have come by; a trial must be among the best at all rungs behind it.
+      rung, when rivals have come by; a trial must be among the best at all rungs behind it. At
+      later rungs, whose values say more, the best alone of fewer than `factor` passes.
     - It looks at values *at the rung*, whatever was reported since, so that a decision depends on
       the curves alone: a resumed trial, asked again, gets the same answer.
     - A trial that is not `better_than` a value is not judged, since what it shows is luck; from
@@ -118,6 +119,7 @@ class HalvingPruner(BasePruner):
             [one.judged for one in reached.values()],
             self._factor,
             self._judge_direction or direction,
+            n_least=0 if rung == self._first_rung else 1,
         )
 
     def _is_regular(self, rung: int) -> bool:
@@ -127,9 +129,14 @@ class HalvingPruner(BasePruner):
         return step == rung
 
 
-def _is_among_best(value: float, rivals: Collection[float], factor: int, direction: str) -> bool:
-    """Whether a value is among the best 1/`factor`, itself one of the rivals; few judge nothing."""
-    n_passing = len(rivals) // factor
+def _is_among_best(
+    value: float, rivals: Collection[float], factor: int, direction: str, *, n_least: int
+) -> bool:
+    """Whether a value is among the best 1/`factor` of the rivals, itself one of them.
+
+    Of fewer than `factor` the best `n_least` are; 0: they judge nothing.
+    """
+    n_passing = max(n_least, len(rivals) // factor)
     if n_passing == 0:
         return True
     return sum(is_better(rival, value, direction) for rival in rivals) < n_passing

@@ -520,3 +520,29 @@ def test_any_space_is_searched_within_its_bounds(
                 assert min(span.odds) > 0 and sum(span.odds) == pytest.approx(1)
             else:
                 assert 0 <= span.low < span.high <= 1 + 1e-9
+
+
+def test_the_first_trial_has_the_middle_of_all_ranges_and_each_first_choice() -> None:
+    drawn = [searched(n=1, sampler=CoarseToFine((n,), seed=n)).trials[0].params for n in (1, 7, 10)]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert drawn[0]["rate"] == pytest.approx(10**-2.5)
+    assert {name: drawn[0][name] for name in ("batch", "dropout", "optimizer", "layers")} == {
+        "batch": 7,
+        "dropout": pytest.approx(0.4),
+        "optimizer": "sgd",
+        "layers": 2,
+    }
+
+
+@given(n=st.integers(1, 30), seed=st.integers(0, 1_000))
+@settings(max_examples=30, deadline=None)
+def test_stage_1_with_its_first_trial_in_the_middle_has_one_trial_in_each_stratum(
+    n: int, seed: int
+) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("choice", list(range(n)))
+        return trial.suggest_float("x", 0.0, 1.0)
+
+    trials = searched(objective, n=n, sampler=CoarseToFine((n,), seed=seed)).trials
+    assert {int(t.params["x"] * n) for t in trials} == set(range(n))
+    assert {t.params["choice"] for t in trials} == set(range(n))

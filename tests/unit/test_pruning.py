@@ -61,6 +61,12 @@ def test_who_passed_for_want_of_rivals_is_judged_there_again_at_the_next_rung() 
     assert first.should_prune()
 
 
+def test_of_fewer_rivals_than_the_factor_the_best_alone_passes_a_later_rung() -> None:
+    # All pass the first rung: two are no rivals by three. The second is behind at the next one.
+    assert stops(HalvingPruner(1, factor=3), [[1.0] * 9, [2.0] * 9]) == [None, 3]
+    assert stops(HalvingPruner(1, factor=3), [[2.0] * 9, [1.0] * 9]) == [None, None]
+
+
 def test_a_resumed_trial_gets_the_answer_of_before() -> None:
     study = optuna.create_study(pruner=HalvingPruner(2, factor=2))
     for value in (1.0, 2.0, 3.0):
