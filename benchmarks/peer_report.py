@@ -28,7 +28,9 @@ class Run:
 
     Attributes:
         kind: `search`, or `work`: trials of one config.
-        seconds: Of wall time that it had.
+        seconds: That it had, on its clock.
+        clock: `wall` or `processor`: of its own processes, all together.
+        wall_seconds: What that was by the wall.
         trace: The steps of the best validation accuracy: (wall seconds since its command,
             processor seconds used by then, value).
         ends: When trials came to the last epoch: (wall seconds, processor seconds).
@@ -44,6 +46,8 @@ class Run:
     task: str
     seed: int
     seconds: float
+    clock: str
+    wall_seconds: float
     trace: list[tuple[float, float, float]]
     ends: list[tuple[float, float]]
     epochs: int
@@ -64,9 +68,9 @@ class Run:
         return cls(**values)
 
     @property
-    def key(self) -> tuple[str, str, str, int, float]:
+    def key(self) -> tuple[str, str, str, int, float, str]:
         """What it is a run of."""
-        return self.kind, self.system, self.task, self.seed, self.seconds
+        return self.kind, self.system, self.task, self.seed, self.seconds, self.clock
 
     @property
     def best(self) -> float:
@@ -79,11 +83,11 @@ class Run:
 
     def budget(self, clock: int) -> float:
         """Return what it had in all, by wall (0) or processor (1)."""
-        return self.processor_seconds if clock else self.seconds
+        return self.processor_seconds if clock else self.wall_seconds
 
-    def value_at(self, at: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the best value by those wall seconds, NaN before the first."""
-        times = np.array([point[0] for point in self.trace])
+    def value_at(self, at: NDArray[np.float64], clock: int) -> NDArray[np.float64]:
+        """Return the best value by then, by wall (0) or processor (1), NaN before the first."""
+        times = np.array([point[clock] for point in self.trace])
         values = np.array([np.nan] + [point[2] for point in self.trace])
         return np.asarray(values[np.searchsorted(times, at, side="right")])
 
@@ -92,10 +96,9 @@ def report(runs: Sequence[Run], picture: Path | None) -> str:
     """Return all tables, and draw the curves if a place is given for them."""
     searches = [one for one in runs if one.kind == "search"]
     parts = []
-    for task in dict.fromkeys(one.task for one in searches):
-        of_task = [one for one in searches if one.task == task]
-        parts.append(found_table(task, of_task))
-        parts.append(speed_table(of_task))
+    for group in groups(searches):
+        parts.append(found_table(group))
+        parts.append(speed_table(group))
     work = [one for one in runs if one.kind == "work"]
     if work:
         parts.append(work_table(work))
@@ -104,15 +107,26 @@ def report(runs: Sequence[Run], picture: Path | None) -> str:
     return "\n".join(parts)
 
 
-def found_table(task: str, runs: Sequence[Run]) -> str:
+def groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs that can be compared: of one task, with the same time on one clock."""
+    found: dict[tuple[str, str, float], list[Run]] = {}
+    for one in runs:
+        found.setdefault((one.task, one.clock, one.seconds), []).append(one)
+    return list(found.values())
+
+
+def found_table(runs: Sequence[Run]) -> str:
     """Return what each system found in its time."""
+    first = runs[0]
     marks = {one.pictures for one in runs if one.pictures}
     lines = [
-        f"\n**{task}**: {seconds_words(runs)}, {runs[0].machine}, load "
+        f"\n**task1-fashion-{first.task}**, {first.seconds:.0f} s by the {first.clock}, "
+        f"{first.machine}, load "
         f"{min(one.load for one in runs)} to {max(one.load for one in runs)}, validation images "
         f"{', '.join(sorted(marks))}\n",
-        "| system | runs | best validation | test | epochs | processor, s | peak memory, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| system | runs | best validation | test | epochs | wall, s | processor, s "
+        "| peak memory, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for system in (OURS, *PEERS):
         mine = [one for one in runs if one.system == system]
@@ -121,15 +135,11 @@ def found_table(task: str, runs: Sequence[Run]) -> str:
                 f"| {system} | {len(mine)} | {spread([one.best for one in mine])} "
                 f"| {spread([one.test for one in mine if one.test is not None])} "
                 f"| {statistics.mean(one.epochs for one in mine):.0f} "
+                f"| {statistics.mean(one.wall_seconds for one in mine):.0f} "
                 f"| {statistics.mean(one.processor_seconds for one in mine):.0f} "
                 f"| {max(one.peak_memory_mb for one in mine):,.0f} |"
             )
     return "\n".join(lines)
-
-
-def seconds_words(runs: Sequence[Run]) -> str:
-    """Return how long the runs were."""
-    return " and ".join(f"{seconds:.0f} s" for seconds in sorted({one.seconds for one in runs}))
 
 
 def speed_table(runs: Sequence[Run]) -> str:
@@ -184,6 +194,8 @@ def factors(found: Sequence[tuple[float, bool] | None]) -> str:
     values = [value for value, _ in known]
     n_reached = sum(is_reached for _, is_reached in known)
     words = f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+    if n_reached == 0:
+        return f"beyond {words}: not reached"
     return words if n_reached == len(known) else f"{words}; reached in {n_reached} of {len(known)}"
 
 
@@ -244,24 +256,26 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = list(dict.fromkeys(one.task for one in runs))
+    panels_of = groups(runs)
     figure, panels = pyplot.subplots(
-        1, len(tasks), figsize=(6.5 * len(tasks), 4.5), squeeze=False, layout="constrained"
+        1, len(panels_of), figsize=(6.5 * len(panels_of), 4.5), squeeze=False, layout="constrained"
     )
-    for task, panel in zip(tasks, panels[0], strict=True):
-        of_task = [one for one in runs if one.task == task]
-        at = np.arange(0.0, max(one.seconds for one in of_task) + 1e-9, 0.5)
+    for group, panel in zip(panels_of, panels[0], strict=True):
+        first = group[0]
+        clock = ("wall", "processor").index(first.clock)
+        at = np.arange(0.0, first.seconds + 1e-9, 0.5)
         for system in (OURS, *PEERS):
-            curves = [one.value_at(at) for one in of_task if one.system == system and one.trace]
+            mine = [one for one in group if one.system == system and one.trace]
+            curves = [one.value_at(at, clock) for one in mine]
             for curve in curves:
                 panel.plot(at, curve, color=COLORS[system], linewidth=0.7, alpha=0.45)
             if curves:
                 mean = np.mean(curves, axis=0)
                 panel.plot(at, mean, color=COLORS[system], linewidth=2.2, label=system)
-        best = max(one.best for one in of_task)
-        panel.set_ylim(best - 0.08, best + 0.005)
-        panel.set_title(f"task1-fashion-{task}")
-        panel.set_xlabel("wall seconds since the command")
+        best = max(one.best for one in group)
+        panel.set_ylim(best - 0.12, best + 0.005)
+        panel.set_title(f"task1-fashion-{first.task}")
+        panel.set_xlabel(f"{first.clock} seconds since the command")
         panel.set_ylabel("best validation accuracy so far")
         panel.grid(alpha=0.3)
         panel.legend(loc="lower right", fontsize=8)

@@ -1,16 +1,18 @@
 """Ours against KerasTuner, a plain Optuna loop and Ray Tune: side by side in one run.
 
     pip install 'keras-tuner[bayesian]' 'ray[tune]' 'optuna-integration[keras]' matplotlib
-    python benchmarks/peers.py --core 1 --tasks mlp cnn --seeds 0 1 2
-    python benchmarks/peers.py --core 1 --work
+    python benchmarks/peers.py --core 1 --clock processor
+    python benchmarks/peers.py --core 1 --clock processor --work
     python benchmarks/peers.py --report --picture docs/images/peers.png
 
-Every system searches the same study's space on the same images, split and core for the same wall
-time, its own start-up included, one after the other in turns; then it is killed, and what is on
-the disk counts. Best value: the validation accuracy of the best epoch so far, of whichever trial.
-The test split is opened once a run, with the best epoch's weights, after the time is up. `--work`
-counts how many trials of one config a system trains instead. Finished runs are lines of the
-output and not made again, so that a benchmark that was cut off goes on.
+Every system searches the same study's space on the same images, split and core for the same time,
+its own start-up included, one after the other in turns; then it is killed, and what is on the disk
+counts. The time is the wall's (`--clock wall`), or what its processes got of the core: on a core
+of its own that is the same, and on a machine that others use it alone can be compared. Best value:
+the validation accuracy of the best epoch so far, of whichever trial. The test split is opened once
+a run, with the best epoch's weights, after the time is up. `--work` counts how many trials of one
+config a system trains instead. Finished runs are lines of the output and not made again, so that a
+benchmark that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,11 @@ from peer_report import OURS, PEERS, Run, report
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "data" / "peers.jsonl"
 STUDIES = {"mlp": "task1-fashion-mlp", "cnn": "task1-fashion-cnn"}
-#: Seconds of wall time a search.
+#: Seconds a search, on the chosen clock.
 SECONDS = {"mlp": 120.0, "cnn": 180.0}
 WORK_SECONDS = 60.0
+#: A run that gets less than this share of its core says nothing: it is not kept.
+LEAST_SHARE = 0.05
 POLL_SECONDS = 0.25
 MEMORY_SECONDS = 2.0
 GRACE_SECONDS = 30.0
@@ -73,6 +77,11 @@ class Meter:
             self._memory_at = time.time()
             self.peak_memory_mb = max(self.peak_memory_mb, memory_mb(found))
 
+    @property
+    def used(self) -> float:
+        """Seconds of the processor up to the last look."""
+        return self.samples[-1][1]
+
     def processor_seconds(self, at: float) -> float:
         """Return what had been used by then."""
         times, used = zip(*self.samples, strict=True)
@@ -88,11 +97,32 @@ def memory_mb(processes: list[psutil.Process]) -> float:
     return total / 1e6
 
 
-def run(
-    system: str, task: str, seed: int, seconds: float, folder: Path, core: int, kind: str
-) -> Run:
-    """Search for that many seconds in a fresh process group, then test what was found."""
-    study = study_file(task, seed, folder, kind)
+@dataclass(frozen=True)
+class Plan:
+    """A run to make."""
+
+    kind: str
+    system: str
+    task: str
+    seed: int
+    seconds: float
+    clock: str
+    core: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int, float, str]:
+        """As that of the run that comes of it."""
+        return self.kind, self.system, self.task, self.seed, self.seconds, self.clock
+
+
+def run(plan: Plan, folder: Path) -> Run | None:
+    """Search for that many seconds in a fresh process group, then test what was found.
+
+    Returns:
+        None where the machine gave it no time.
+    """
+    system, seed = plan.system, plan.seed
+    study = study_file(plan.task, seed, folder, plan.kind)
     if system == OURS:
         command = [sys.executable, "-m", "dlnn_search", "start", study]
         command += ["--workers", "1", "--trials", "1000"]
@@ -102,7 +132,7 @@ def run(
     began = time.time()
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), *command],
+            ["taskset", "-c", str(plan.core), *command],
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -110,20 +140,26 @@ def run(
         )
     meter = Meter(process.pid)
     seen: set[tuple[int, int]] = set()
-    ended_early = True
+    longest = plan.seconds / LEAST_SHARE
     try:
-        while time.time() < began + seconds and process.poll() is None:
+        while time.time() < began + longest and process.poll() is None:
             if system == OURS:
                 trace_ours(folder, seen)
             meter.look()
+            spent = meter.used if plan.clock == "processor" else time.time() - began
+            if spent >= plan.seconds:
+                break
             time.sleep(POLL_SECONDS)
         ended_early = process.poll() is not None
+        ended = time.time()
     finally:  # interrupted, too
         kill(process, meter)
     if ended_early:
         tail = (folder / "log.txt").read_text(errors="replace")[-2_000:]
         raise SystemExit(f"{system} ended before its time:\n{tail}")
-    epochs = read_epochs(folder / "trace.jsonl", began + seconds)
+    if meter.used < LEAST_SHARE * (ended - began) or ended > began + longest:
+        return None
+    epochs = read_epochs(folder / "trace.jsonl", ended)
     tested = subprocess.run(
         [sys.executable, str(HERE / "peer_test.py"), str(folder)], capture_output=True, text=True
     )
@@ -131,11 +167,13 @@ def run(
         raise SystemExit(f"The test of {system} failed:\n{tested.stderr[-2_000:]}")
     found: dict[str, Any] = json.loads(tested.stdout) if epochs else {}
     return Run(
-        kind=kind,
+        kind=plan.kind,
         system=system,
-        task=task,
+        task=plan.task,
         seed=seed,
-        seconds=seconds,
+        seconds=plan.seconds,
+        clock=plan.clock,
+        wall_seconds=round(ended - began, 1),
         trace=best_so_far(epochs, began, meter),
         ends=ends_of_trials(epochs, began, meter),
         epochs=len(epochs),
@@ -143,7 +181,7 @@ def run(
         tested_validation=found.get("validation"),
         pictures=found.get("pictures"),
         peak_memory_mb=round(meter.peak_memory_mb, 1),
-        processor_seconds=round(meter.samples[-1][1], 1),
+        processor_seconds=round(meter.used, 1),
         load=round(os.getloadavg()[1], 1),
         machine=machine(),
     )
@@ -255,7 +293,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--systems", nargs="+", choices=(OURS, *PEERS), default=[OURS, *PEERS])
-    parser.add_argument("--seconds", type=float, help="Of wall time a run; else each task's own.")
+    parser.add_argument("--seconds", type=float, help="Of a run; else each task's own.")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--core", type=int, default=0, help="The one that all systems run on.")
     parser.add_argument("--work", action="store_true", help="Count trials of one config instead.")
@@ -275,11 +314,14 @@ def main() -> None:
         seconds = arguments.seconds or default
         for seed in arguments.seeds:
             for system in arguments.systems:
-                wanted = (kind, system, task, seed, seconds)
-                if any(one.key == wanted for one in runs):
+                plan = Plan(kind, system, task, seed, seconds, arguments.clock, arguments.core)
+                if any(one.key == plan.key for one in runs):
                     continue
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                    made = run(system, task, seed, seconds, Path(folder), arguments.core, kind)
+                    made = run(plan, Path(folder))
+                if made is None:
+                    print(f"{task} {system} seed {seed}: hardly ran, not kept", file=sys.stderr)
+                    continue
                 check_pictures(made, runs)
                 runs.append(made)
                 with arguments.output.open("a") as file:

@@ -76,7 +76,9 @@ class Drawer:
                 least = 1.0 / axis.n_cells if axis.n_cells else 0.0
                 step = rng.standard_normal(n) * np.maximum(steps * width, least)
                 column = np.where(changed[:, i], _reflected(column + step, span), column)
-                column = axis.snapped(np.clip(column, span.low, span.high))
+                # A grid's span ends between two cells, and the end itself counts to the next one.
+                inside = 1e-9 if axis.n_cells else 0.0
+                column = axis.snapped(np.clip(column, span.low + inside, span.high - inside))
             base[:, i] = column
         return self._activity.masked(base)
 

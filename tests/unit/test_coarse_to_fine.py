@@ -25,10 +25,11 @@ from optuna.trial import TrialState
 
 from dlnn_search import CoarseToFine
 from dlnn_search.search.axes import Axis
+from dlnn_search.search.candidates import Activity, Drawer
 from dlnn_search.search.coarse_to_fine import GLOBAL_SHARE, stored_regions
 from dlnn_search.search.contest import own_scores
-from dlnn_search.search.past import Past
-from dlnn_search.search.regions import narrowed, read_region
+from dlnn_search.search.past import Outcomes, Past
+from dlnn_search.search.regions import Region, Span, narrowed, read_region
 from dlnn_search.search.surrogate import scores
 
 Objective = Callable[[optuna.Trial], float]
@@ -546,3 +547,13 @@ def test_stage_1_with_its_first_trial_in_the_middle_has_one_trial_in_each_stratu
     trials = searched(objective, n=n, sampler=CoarseToFine((n,), seed=seed)).trials
     assert {int(t.params["x"] * n) for t in trials} == set(range(n))
     assert {t.params["choice"] for t in trials} == set(range(n))
+
+
+def test_a_step_that_ends_at_the_edge_of_a_region_stays_in_it() -> None:
+    axis = Axis("dropout", FloatDistribution(0.0, 0.8, step=0.1))
+    region = Region(2, 0, 8, {"dropout": Span(*axis.between(0.2, 0.5))})
+    past = Outcomes((axis,), np.array([[axis.place(0.4)]]), np.array([1.0]))
+    drawer = Drawer((axis,), region, Activity(past), np.random.default_rng(0))
+    places = drawer.beside(np.array([[axis.place(0.4)]]), 5_000, (0.5, 3.0))
+    values = {round(axis.value(place), 6) for place in places[:, 0]}
+    assert values == {0.2, 0.3, 0.4, 0.5}
