@@ -298,7 +298,12 @@ def ray_tune(study: str, seed: int, folder: Path) -> None:
                 space=Space(study), metric="val_accuracy", mode="max", seed=seed
             ),
         ),
-        run_config=tune.RunConfig(storage_path=str(folder / "ray"), verbose=0),
+        run_config=tune.RunConfig(
+            storage_path=str(folder / "ray"),
+            verbose=0,
+            # Nobody would see that no trial works.
+            failure_config=tune.FailureConfig(fail_fast=True),
+        ),
     ).fit()
 
 
@@ -327,4 +332,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Ray's processes find by its name what is of a module, and not what is of a script.
+    import peer_runs
+
+    peer_runs.main()
