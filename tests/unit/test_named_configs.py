@@ -132,7 +132,10 @@ def test_a_built_in_studys_winner_is_found_by_the_studys_name(name: str) -> None
     assert config.origin is not None and config.origin.study == name
     study = load_study(name)
     assert config.metric == study.metric
-    assert config.data == study.data
+    searched = study.data
+    if isinstance(searched, Clocks):  # an exported config says which pictures `auto` was
+        searched = searched.model_copy(update={"source": "rendered"})
+    assert config.data == searched
 
 
 def test_a_name_that_is_nearly_a_winners_is_suggested() -> None:
