@@ -43,6 +43,7 @@ class LiveView:
         self._status = status
         self._live: Live | None = None
         self._drawn = 0.0
+        self._looked = 0.0
         self._n_done = -1
         self._started = time.monotonic()
 
@@ -73,10 +74,13 @@ class LiveView:
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def refresh(self) -> None:
-        """Draw anew, if the last drawing is old enough."""
+        """Draw anew, if the last look is old enough."""
         now = time.monotonic()
-        if now - self._drawn < REDRAW_SECONDS:
+        # Looks and not drawings: without a terminal few are drawn, and five looks a second cost
+        # a twentieth of a core.
+        if now - self._looked < REDRAW_SECONDS:
             return
+        self._looked = now
         status = self._last = self._status()
         if self._live is not None:
             self._live.update(self._picture(status), refresh=True)
