@@ -198,7 +198,10 @@ def test_exports_that_cannot_be_are_told(searched: Place, tmp_path: Path) -> Non
         (searched.run("export", "tiny", "-o", file, "--top", 0), ["got --top 0"]),
         (searched.run("export", "tiny", "-o", file, "--top", 5), ["at least 5", "has 4"]),
         (searched.run("export", "tinny", "-o", file), ["'tinny'", "Did you mean 'tiny'?"]),
-        (searched.run("export", "tiny"), ["--output"]),
+        (
+            searched.run("export", "tiny"),
+            ["something to write", "-o best.json", "--model best.keras"],
+        ),
     ]
     for done, parts in told:
         assert_told(done, USAGE, *parts)
