@@ -264,17 +264,21 @@ class Objective:
         self._ending = end
         if slot.config is not None:
             outbox.attempt(lambda: self._show(trial, slot, config))
-        fitted = fit(
-            config,
-            images,
-            folder=self.folder(slot),
-            generation=slot.fence,
-            threads=self._threads,
-            on_begin=begin,
-            on_kept=on_kept,
-            on_epoch=on_epoch,
-            on_progress=outbox.progress,
-        )
+        try:
+            fitted = fit(
+                config,
+                images,
+                folder=self.folder(slot),
+                generation=slot.fence,
+                threads=self._threads,
+                on_begin=begin,
+                on_kept=on_kept,
+                on_epoch=on_epoch,
+                on_progress=outbox.progress,
+            )
+        except OutageError:
+            outbox.send_kept()  # it may be the disk that is away, and not the database
+            raise
         if not (pruned or fitted.finished):
             outbox.send_all(interrupted=self._interrupted)
             return Verdict(None)

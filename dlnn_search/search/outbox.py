@@ -106,6 +106,14 @@ class Outbox:
         self._n_kept = n_epochs
         if time.monotonic() - self._sent < RENEW_SECONDS:
             return
+        self.send_kept()
+
+    def send_kept(self) -> None:
+        """Send the epochs that a checkpoint holds now, if the database answers.
+
+        Raises:
+            LostLeaseError: If another worker holds the slot.
+        """
         self._sent = time.monotonic()
         self.attempt(self._send)
 
