@@ -20,6 +20,10 @@ import sqlalchemy as sa
 
 from dlnn_search.storage.database import Database, open_database
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts what runs in the background deaf to Ctrl-C, which the tests' programs inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[sa.URL]:
