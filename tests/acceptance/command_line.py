@@ -38,7 +38,11 @@ def space(trial: optuna.Trial) -> Config:
 study = Study(
     space=space,
     data=Clocks(
-        source="rendered", image_size=32, images_per_time=2, difficulty=0, azimuth_spread=0.2
+        source="rendered",
+        image_size=32,
+        images_per_time=PER_TIME,
+        difficulty=0,
+        azimuth_spread=0.2,
     ),
     minimize="common_sense_error",
     epochs=EPOCHS,
@@ -50,13 +54,14 @@ study = Study(
 N_TEST_IMAGES = 288  # a fifth of two pictures for each of 720 times
 
 
-def study_text(*, epochs: int = 2, batch_size: int = 64) -> str:
-    """Return a study file: a trial takes a second, or longer with more epochs, smaller batches."""
-    return STUDY.replace("EPOCHS", str(epochs)).replace("BATCH_SIZE", str(batch_size))
+def study_text(*, epochs: int = 2, batch_size: int = 64, images_per_time: int = 2) -> str:
+    """Return a study file: a trial takes a second, or longer with more and smaller batches."""
+    text = STUDY.replace("EPOCHS", str(epochs)).replace("BATCH_SIZE", str(batch_size))
+    return text.replace("PER_TIME", str(images_per_time))
 
 
-#: Half a second an epoch: long enough to be met in the middle.
-SLOW = {"epochs": 8, "batch_size": 2}
+#: Most of a second an epoch on an idle machine: long enough to be met in the middle.
+SLOW = {"epochs": 8, "batch_size": 1, "images_per_time": 8}
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,9 @@ class Place:
             finally:
                 process.kill()
 
-    def write_study(self, *, epochs: int = 2, batch_size: int = 64) -> str:
-        """Write the study `tiny` into the folder; return its file's name."""
-        text = study_text(epochs=epochs, batch_size=batch_size)
-        (self.folder / "tiny.py").write_text(text, encoding="utf-8")
+    def write_study(self, **size: int) -> str:
+        """Write the study `tiny` into the folder (sizes: `study_text`); return its file's name."""
+        (self.folder / "tiny.py").write_text(study_text(**size), encoding="utf-8")
         return "tiny.py"
 
     @property

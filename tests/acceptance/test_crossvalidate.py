@@ -49,18 +49,18 @@ def test_a_row_a_fold_mean_and_spread_and_json(place: Place) -> None:
 
 
 def test_an_interrupted_cross_validation_goes_on(place: Place) -> None:
-    write_config(place, epochs=3, batch_size=2)
+    write_config(place, epochs=12, batch_size=1)
     with place.begin("crossvalidate", "mine.json", "--folds", 2) as running:
         # The first is on the disk by then; an epoch is told before it is kept.
-        wait_for("two epochs", lambda: "fold 1: epoch 2/3" in running.said())
+        wait_for("two epochs", lambda: "fold 1: epoch 2/12" in running.said())
         running.interrupt()
         assert running.wait() == 130
-    write_config(place, epochs=3, batch_size=2)
+    write_config(place, epochs=12, batch_size=1)
     with place.begin("crossvalidate", "mine.json", "--folds", 2) as running:
         first = wait_for(
             "an epoch", lambda: [x for x in running.said().splitlines() if "fold" in x]
         )
-        assert "fold 1: epoch 1/3" not in first[0]
+        assert "fold 1: epoch 1/12" not in first[0]
 
 
 @pytest.mark.parametrize(

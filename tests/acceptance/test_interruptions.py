@@ -52,7 +52,7 @@ def test_one_interruption_lets_the_epochs_end_and_keeps_them(place: Place) -> No
 
 
 def test_two_interruptions_stop_at_once_and_lose_nothing_stored(place: Place) -> None:
-    study = place.write_study(epochs=EPOCHS, batch_size=1)
+    study = place.write_study(**SLOW)
     with place.begin("start", study, "--workers", 2, "--trials", 2) as start:
         until_an_epoch_is_stored(place)
         start.interrupt()

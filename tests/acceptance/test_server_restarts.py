@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from .command_line import Place, wait_for
+from .command_line import SLOW, Place, wait_for
 
 if TYPE_CHECKING:
     from tests.conftest import RestartablePostgresql
@@ -29,7 +29,7 @@ def test_workers_train_on_while_the_server_is_away_and_none_loses_its_trial(
         with engine.connect() as connection:
             return [tuple(row) for row in connection.exec_driver_sql(query)]
 
-    study = place.write_study(epochs=EPOCHS, batch_size=2)
+    study = place.write_study(**{**SLOW, "epochs": EPOCHS})
     # One trial alone, so that the other worker waits.
     search = ("start", study, "--workers", 2, "--trials", 1, "--lease", f"{LEASE_SECONDS}s")
     with place.begin(*search) as start:
