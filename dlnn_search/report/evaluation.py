@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from dlnn_search.config import Config, title_of
+from dlnn_search.config import Config, Origin, title_of
 from dlnn_search.report.words import metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import openings
@@ -80,6 +80,21 @@ def progress(config: Config, numbers: Sequence[int], what: str = "seed") -> Iter
         yield draw
 
 
+def search_words(origin: Origin) -> str:
+    """Return what the search had for this config, and how far that is to be trusted."""
+    best = metric_value(origin.metric, origin.value)
+    if origin.confirmed_mean is None:
+        return (
+            f"The search's own figure was {best}, chosen on validation: expect it to be a little "
+            "too good."
+        )
+    mean = metric_value(origin.metric, origin.confirmed_mean)
+    return (
+        f"The search's own figure was {best}; {_seeds(origin.confirmed_seeds or 0)} trained "
+        f"afresh came to {mean} on average, on validation."
+    )
+
+
 def print_evaluation(
     console: Console, config: Config, tested: Sequence[Tested], folder: Path, database: Database
 ) -> None:
@@ -108,10 +123,7 @@ def print_evaluation(
             style="bold green" if name == metric else None,
         )
     if origin is not None:
-        console.print(
-            f"The search's own figure was {metric_value(origin.metric, origin.value)}, chosen on "
-            "validation: expect it to be a little too good."
-        )
+        console.print(search_words(origin))
     count = sum(opening.data == title_of(config.data) for opening in openings(database))
     console.print(
         f"The ledger now holds {count} opening{'s' if count != 1 else ''} of the test split of "
