@@ -1,6 +1,7 @@
 """Ours against KerasTuner, a plain Optuna loop and Ray Tune: side by side in one run.
 
-    pip install 'keras-tuner[bayesian]' 'ray[tune]' 'optuna-integration[keras]' matplotlib
+    pip install 'keras-tuner[bayesian]' tensorboard 'ray[tune]'
+    pip install 'optuna-integration[keras]' matplotlib
     python benchmarks/peers.py --core 1 --clock processor
     python benchmarks/peers.py --core 1 --clock processor --work
     python benchmarks/peers.py --report --picture docs/images/peers.png

@@ -18,7 +18,9 @@ def predict(model: keras.Model, head: Head, split: Split) -> dict[str, NDArray[n
     """Return the model's outputs by name, shape (n, classes) each, in the split's order."""
     pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
     forward = tf.function(
-        lambda images: by_name(head, model(images, training=False)), input_signature=(pixels,)
+        lambda images: by_name(head, model(images, training=False)),
+        input_signature=(pixels,),
+        autograph=False,  # as in the training's own steps
     )
     batches = [
         forward(split.batch(slice(start, start + PREDICTION_BATCH)))

@@ -49,8 +49,14 @@ class Steps:
         targets = tf.TensorSpec((None, len(head.names)), tf.int32)
         size = tf.TensorSpec((), tf.int32)
         # One trace for any number of batches and for the short last one.
-        self._train = tf.function(self._train_batches, input_signature=(pixels, targets, size))
-        self._predict = tf.function(self._predict_batch, input_signature=(pixels, targets))
+        # Without AutoGraph, which takes a second to rewrite Python that has nothing to rewrite;
+        # `model.fit` does without, too.
+        self._train = tf.function(
+            self._train_batches, input_signature=(pixels, targets, size), autograph=False
+        )
+        self._predict = tf.function(
+            self._predict_batch, input_signature=(pixels, targets), autograph=False
+        )
 
     def train(self, images: Images, targets: Targets, batch_size: int) -> NDArray[np.float32]:
         """Train on consecutive batches and return their losses, penalties included.
@@ -76,13 +82,20 @@ class Steps:
     def _train_batches(self, images: tf.Tensor, targets: tf.Tensor, batch_size: tf.Tensor) -> Any:
         n_images = tf.shape(images)[0]
         n_batches = (n_images + batch_size - 1) // batch_size
-        losses = tf.TensorArray(tf.float32, n_batches)
-        for number in tf.range(n_batches):
+
+        def train_next(number: tf.Tensor, losses: tf.TensorArray) -> tuple[Any, Any]:
             start = number * batch_size
             stop = tf.minimum(start + batch_size, n_images)
-            losses = losses.write(
-                number, self._train_batch(images[start:stop], targets[start:stop])
-            )
+            loss = self._train_batch(images[start:stop], targets[start:stop])
+            return number + 1, losses.write(number, loss)
+
+        _, losses = tf.while_loop(
+            lambda number, _: number < n_batches,
+            train_next,
+            (0, tf.TensorArray(tf.float32, n_batches)),
+            parallel_iterations=1,
+            maximum_iterations=n_batches,
+        )
         return losses.stack()
 
     def _train_batch(self, images: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
