@@ -38,6 +38,7 @@ class Run:
         test: Accuracy on the test split of the best epoch's weights on the disk.
         tested_validation: Of these weights: the newest epoch's may not have been on the disk.
         pictures: Hash of the validation split.
+        images: That were trained on, None: all of the set's.
         load: Of the machine, mean over five minutes at the end.
     """
 
@@ -54,6 +55,7 @@ class Run:
     test: float | None
     tested_validation: float | None
     pictures: str | None
+    images: int | None
     peak_memory_mb: float
     processor_seconds: float
     load: float
@@ -62,15 +64,15 @@ class Run:
     @classmethod
     def read(cls, line: dict[str, Any]) -> Run:
         """Return the run that a line of the output holds."""
-        values = {one.name: line[one.name] for one in fields(cls)}
+        values: dict[str, Any] = {one.name: line.get(one.name) for one in fields(cls)}
         values["trace"] = [(wall, used, value) for wall, used, value in line["trace"]]
         values["ends"] = [(wall, used) for wall, used in line["ends"]]
         return cls(**values)
 
     @property
-    def key(self) -> tuple[str, str, str, int, float, str]:
+    def key(self) -> tuple[str, str, str, int, float, str, int | None]:
         """What it is a run of."""
-        return self.kind, self.system, self.task, self.seed, self.seconds, self.clock
+        return self.kind, self.system, self.task, self.seed, self.seconds, self.clock, self.images
 
     @property
     def best(self) -> float:
@@ -108,11 +110,17 @@ def report(runs: Sequence[Run], picture: Path | None) -> str:
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the runs that can be compared: of one task, with the same time on one clock."""
-    found: dict[tuple[str, str, float], list[Run]] = {}
+    """Return the runs that can be compared: of one task, with the same time and images."""
+    found: dict[tuple[str, str, float, int | None], list[Run]] = {}
     for one in runs:
-        found.setdefault((one.task, one.clock, one.seconds), []).append(one)
+        found.setdefault((one.task, one.clock, one.seconds, one.images), []).append(one)
     return list(found.values())
+
+
+def title(run: Run) -> str:
+    """Return what was searched, on how many images."""
+    images = "" if run.images is None else f" on {run.images:,} images"
+    return f"task1-fashion-{run.task}{images}"
 
 
 def found_table(runs: Sequence[Run]) -> str:
@@ -120,7 +128,7 @@ def found_table(runs: Sequence[Run]) -> str:
     first = runs[0]
     marks = {one.pictures for one in runs if one.pictures}
     lines = [
-        f"\n**task1-fashion-{first.task}**, {first.seconds:.0f} s by the {first.clock}, "
+        f"\n**{title(first)}**, {first.seconds:.0f} s by the {first.clock}, "
         f"{first.machine}, load "
         f"{min(one.load for one in runs)} to {max(one.load for one in runs)}, validation images "
         f"{', '.join(sorted(marks))}\n",
@@ -274,7 +282,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
                 panel.plot(at, mean, color=COLORS[system], linewidth=2.2, label=system)
         best = max(one.best for one in group)
         panel.set_ylim(best - 0.12, best + 0.005)
-        panel.set_title(f"task1-fashion-{first.task}")
+        panel.set_title(title(first))
         panel.set_xlabel(f"{first.clock} seconds since the command")
         panel.set_ylabel("best validation accuracy so far")
         panel.grid(alpha=0.3)

@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -109,11 +108,12 @@ class Plan:
     seconds: float
     clock: str
     core: int
+    images: int | None
 
     @property
-    def key(self) -> tuple[str, str, str, int, float, str]:
+    def key(self) -> tuple[str, str, str, int, float, str, int | None]:
         """As that of the run that comes of it."""
-        return self.kind, self.system, self.task, self.seed, self.seconds, self.clock
+        return self.kind, self.system, self.task, self.seed, self.seconds, self.clock, self.images
 
 
 def run(plan: Plan, folder: Path) -> Run | None:
@@ -123,7 +123,7 @@ def run(plan: Plan, folder: Path) -> Run | None:
         None where the machine gave it no time.
     """
     system, seed = plan.system, plan.seed
-    study = study_file(plan.task, seed, folder, plan.kind)
+    study = study_file(plan, folder)
     if system == OURS:
         command = [sys.executable, "-m", "dlnn_search", "start", study]
         command += ["--workers", "1", "--trials", "1000"]
@@ -181,6 +181,7 @@ def run(plan: Plan, folder: Path) -> Run | None:
         test=found.get("test"),
         tested_validation=found.get("validation"),
         pictures=found.get("pictures"),
+        images=plan.images,
         peak_memory_mb=round(meter.peak_memory_mb, 1),
         processor_seconds=round(meter.used, 1),
         load=round(os.getloadavg()[1], 1),
@@ -188,15 +189,18 @@ def run(plan: Plan, folder: Path) -> Run | None:
     )
 
 
-def study_file(task: str, seed: int, folder: Path, kind: str) -> str:
+def study_file(plan: Plan, folder: Path) -> str:
     """Return a copy of the study: its name, and with it our draws, is the seed's."""
     from dlnn_search.study_files import built_in_studies
 
-    source = built_in_studies()[STUDIES[task]]
-    if kind == "work":
-        source = HERE / f"peer_work_{task}.py"
-    path = folder / f"seed{seed}_{source.name}"
-    shutil.copy(source, path)
+    source = built_in_studies()[STUDIES[plan.task]]
+    if plan.kind == "work":
+        source = HERE / f"peer_work_{plan.task}.py"
+    text = source.read_text()
+    if plan.images is not None:
+        text += f"\nstudy = study.on(n_training={plan.images})\n"
+    path = folder / f"seed{plan.seed}_{source.name}"
+    path.write_text(text)
     return str(path)
 
 
@@ -297,6 +301,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="Of a run; else each task's own.")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=int, help="Train on so many; else on all.")
     parser.add_argument("--core", type=int, default=0, help="The one that all systems run on.")
     parser.add_argument("--work", action="store_true", help="Count trials of one config instead.")
     parser.add_argument("--report", action="store_true", help="Print the tables; run nothing.")
@@ -315,7 +320,16 @@ def main() -> None:
         seconds = arguments.seconds or default
         for seed in arguments.seeds:
             for system in arguments.systems:
-                plan = Plan(kind, system, task, seed, seconds, arguments.clock, arguments.core)
+                plan = Plan(
+                    kind=kind,
+                    system=system,
+                    task=task,
+                    seed=seed,
+                    seconds=seconds,
+                    clock=arguments.clock,
+                    core=arguments.core,
+                    images=arguments.images,
+                )
                 if any(one.key == plan.key for one in runs):
                     continue
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
