@@ -79,7 +79,7 @@ study = Study(
     space=space,
     data=Mnist(),
     maximize="accuracy",
-    epochs=12,
+    epochs=10,
     # A falling rate brings the last tenths at the end: the order before a quarter says little.
     pruner=Halving(first_rung=4),
     trials=30,

@@ -74,9 +74,9 @@ study = Study(
     space=space,
     data=Mnist(permutation_seed=2020),
     maximize="accuracy",
-    epochs=16,
+    epochs=10,
     # A falling rate brings the last tenths at the end: the order before a quarter says little.
-    pruner=Halving(first_rung=5),
+    pruner=Halving(first_rung=4),
     trials=30,
     quick=Quick(
         trials=6,
