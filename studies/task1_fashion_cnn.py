@@ -49,7 +49,8 @@ def network(trial: optuna.Trial, max_filters: int) -> Cnn:
         for _ in range(per_stage):
             blocks.append(Conv(filters=width, padding="same", activation="linear", l1=l1, l2=l2))
             if batch_norm:
-                blocks.append(BatchNorm())
+                # Keras's 0.99 needs some hundred batches before validation sees the network.
+                blocks.append(BatchNorm(momentum=0.9))
             blocks.append(Activation(function=activation))
         blocks += [Pool(), Dropout(rate=conv_dropout)]
     dense = (Dense(units=units, activation=activation), Dropout(rate=dense_dropout))

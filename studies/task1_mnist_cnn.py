@@ -59,7 +59,8 @@ def build(trial: optuna.Trial, max_filters: int) -> Config:
                 )
             )
             if batch_norm:
-                blocks += [BatchNorm(), Activation(function=activation)]
+                # Keras's 0.99 needs some hundred batches before validation sees the network.
+                blocks += [BatchNorm(momentum=0.9), Activation(function=activation)]
         blocks += [Pool(), Dropout(rate=conv_dropout)]
     return Config(
         model=Cnn(
