@@ -55,11 +55,6 @@ class Axis:
         steps = round((distribution.high - distribution.low) / distribution.step)
         return steps + 1 if steps < MAX_CELLS else 0
 
-    @property
-    def is_size(self) -> bool:
-        """Whether it counts, and by ratios: a whole number on a log scale, as units or filters."""
-        return isinstance(self.distribution, IntDistribution) and self.distribution.log
-
     def place(self, value: Any) -> float:
         """Return a value's place, in [0, 1], or its choice's number."""
         distribution = self.distribution
@@ -108,7 +103,7 @@ class Axis:
         """Return the places from a value to another, both of them whole cells of a grid."""
         if cells := self.n_cells:
             return self.place(low) - 0.5 / cells, self.place(high) + 0.5 / cells
-        if self.is_size:
+        if self._counts_by_ratio:
             first, last = (math.log(end) for end in self._ends())
             width = last - first
             start, end = math.log(low - 0.5) - first, math.log(high + 0.5) - first
@@ -119,13 +114,17 @@ class Axis:
         """Return places moved to the middle of their cells, where the parameter is a grid."""
         if cells := self.n_cells:
             return (np.minimum(np.floor(places * cells), cells - 1) + 0.5) / cells
-        if self.is_size:
+        if self._counts_by_ratio:
             assert isinstance(self.distribution, IntDistribution)
             low, high = (math.log(end) for end in self._ends())
             values = np.rint(np.exp(low + places * (high - low)))
             values = np.clip(values, self.distribution.low, self.distribution.high)
             return (np.log(values) - low) / (high - low)
         return places
+
+    @property
+    def _counts_by_ratio(self) -> bool:
+        return isinstance(self.distribution, IntDistribution) and self.distribution.log
 
     def _ends(self) -> tuple[float, float]:
         assert isinstance(self.distribution, Numeric)

@@ -53,8 +53,6 @@ CONTEST_REFIT_FACTOR = 1.3
 #: Trials that never end, of workers that died, must not pile up: the latest ones count.
 MAX_RUNNING = 64
 GOLDEN = 0.6180339887498949
-#: Where the first trial's sizes lie in their ranges.
-FIRST_SIZE = 0.25
 
 
 class CoarseToFine(BaseSampler):
@@ -62,12 +60,11 @@ class CoarseToFine(BaseSampler):
 
     Stage 1 draws over the whole space, each parameter on its own scale and evenly spread over the
     stage (a Latin hypercube), beginning with the middle of all ranges and each first choice: who
-    declares a space puts what is likely there. Sizes, whole numbers on a log scale, begin at a
-    quarter: nearly as good a first result for a fraction of the time. When a later stage begins,
-    its *region* is computed from the trials that had finished by then, and stored in the study: a
-    range of each number, odds of each choice, never 0 (`dlnn_search.search.regions`). All trials
-    of the stage fall into it, but for a share that is drawn from the whole space all the same, so
-    that a wrong region is left again. Distributions stay as the space declares them.
+    declares a space puts what is likely there. When a later stage begins, its *region* is computed
+    from the trials that had finished by then, and stored in the study: a range of each number, odds
+    of each choice, never 0 (`dlnn_search.search.regions`). All trials of the stage fall into it,
+    but for a share that is drawn from the whole space all the same, so that a wrong region is left
+    again. Distributions stay as the space declares them.
 
     Within its region a trial takes the most promising of several hundred draws: a Gaussian process
     of all trials finished so far says what to expect of each, and the expected improvement
@@ -351,14 +348,14 @@ def _in_hypercube(
 ) -> float:
     """Return a trial's uniform number for a parameter, one in each of n even strata of [0, 1).
 
-    Trial 0 has the middle of a range, a quarter of a size's, or the first choice.
+    Trial 0 has the middle of a range, or the first choice.
     """
-    first = 0.0 if axis.n_choices else FIRST_SIZE if axis.is_size else 0.5
     order = np.random.default_rng(seed).permutation(n)
-    held = int(np.flatnonzero(order == int(first * n))[0])
+    wanted = 0 if axis.n_choices else n // 2
+    held = int(np.flatnonzero(order == wanted)[0])
     order[[0, held]] = order[[held, 0]]
     if number == 0:
-        return first
+        return 0.0 if axis.n_choices else 0.5
     return float((order[number] + own.random()) / n)
 
 
