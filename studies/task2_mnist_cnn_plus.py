@@ -1,7 +1,7 @@
 """Digits with shuffled pixels by a convolutional network, with what the report did not have.
 
 A rate that falls to 0, averaged weights, decoupled decay. Shuffled pixels have no neighbours, so
-that the dense layers behind few convolutions have the most to do. A trial takes two to eight
+that the dense layers behind few convolutions have the most to do. A trial takes one to five
 minutes on one core.
 """
 
