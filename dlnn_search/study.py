@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any, Literal
 
 import optuna
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from dlnn_search.config import Config, Data, OwnData, OwnModel, explain, study_defaults
 from dlnn_search.errors import DlnnSearchError, StudyError
@@ -29,6 +29,7 @@ Space = Callable[[optuna.Trial], Config]
 
 #: A name is a folder's name and a part of a URL, too.
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+_ANY_DATA: TypeAdapter[Data] = TypeAdapter(Data)
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,10 @@ class Study:
     def on(self, **options: Any) -> Study:
         """Return the same search, quick version included, with other options of its data.
 
+        Args:
+            options: As the data takes them; `name="fashion-mnist"` is another set, with the rest
+                as it is.
+
         Raises:
             StudyError: If the study names no data, or its data has no such option.
         """
@@ -224,7 +229,7 @@ class Study:
             if data is None:
                 return None
             try:
-                return type(data).model_validate({**data.model_dump(), **options})
+                return _ANY_DATA.validate_python({**data.model_dump(), **options})
             except ValidationError as error:
                 raise StudyError(f"Invalid data options:\n{explain(error)}") from error
 

@@ -203,3 +203,20 @@ def test_nan_is_never_better_and_anything_else_is_better_than_nothing(direction:
         assert not is_better(math.nan, than, direction)
     for value in (0.0, -math.inf, math.inf):
         assert is_better(value, None, direction)
+
+
+def test_the_same_search_on_other_data_has_other_data_in_its_quick_version_too() -> None:
+    study = a_study(quick=Quick(trials=1, epochs=1, data=Mnist(n_training=500)))
+    other = study.on(name="fashion-mnist", permutation_seed=3)
+    assert other.data == FashionMnist(permutation_seed=3)
+    quick = other.quick_version()
+    assert quick.data == FashionMnist(permutation_seed=3, n_training=500)
+    assert example_config(quick).data == quick.data
+    assert study.data == Mnist()
+
+
+@pytest.mark.parametrize("options", [{"name": "nothing"}, {"pixels": 3}, {"name": "clocks"}])
+def test_data_that_cannot_be_had_is_refused_with_what_was_given(options: dict[str, Any]) -> None:
+    with pytest.raises(StudyError, match="Invalid data options") as caught:
+        a_study().on(**options)
+    assert str(next(iter(options.values()))) in str(caught.value)
