@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlnn_search.data.loading import load, load_folds, load_test, prepare_data, resolve
+    from dlnn_search.data.loading import (
+        image_shape,
+        load,
+        load_folds,
+        load_test,
+        prepare_data,
+        resolve,
+    )
     from dlnn_search.data.split import Split, TestOpening, TrainingData
 
 __all__ = [
     "Split",
     "TestOpening",
     "TrainingData",
+    "image_shape",
     "load",
     "load_folds",
     "load_test",

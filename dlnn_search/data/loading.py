@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlnn_search.config.data import Clocks, Data
+from dlnn_search.config.data import Clocks, Data, OwnData
 from dlnn_search.data.clock_import import is_imported
 from dlnn_search.data.prepared import Recipe, open_part, prepare
 from dlnn_search.data.progress import OnProgress, ProgressDisplay
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from dlnn_search.config.training import CurriculumStage
 
+DIGIT_SHAPE = (28, 28)
+
 
 def resolve(data: Data) -> Data:
     """Return the same data with the clocks' source 'auto' made 'course' or 'rendered'.
@@ -32,6 +34,21 @@ def resolve(data: Data) -> Data:
     if not isinstance(data, Clocks) or data.source != "auto":
         return data
     return data.model_copy(update={"source": "course" if is_imported() else "rendered"})
+
+
+def image_shape(data: Data) -> tuple[int, ...]:
+    """Return height and width of a data set's pictures, and channels if more than one.
+
+    Nothing is opened or prepared but own pictures, whose size is the loader's to say.
+
+    Raises:
+        DataError: If own pictures can't be had.
+    """
+    if isinstance(data, OwnData):
+        return load(data).train.image_shape
+    if isinstance(data, Clocks):
+        return data.image_size, data.image_size
+    return DIGIT_SHAPE
 
 
 def load(

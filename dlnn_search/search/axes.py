@@ -135,6 +135,14 @@ class Axis:
         return self.distribution.low, self.distribution.high
 
 
+def fits(value: Any, distribution: BaseDistribution) -> bool:
+    """Whether a parameter may have a value."""
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except (ValueError, TypeError):
+        return False
+
+
 def hull(known: BaseDistribution, seen: BaseDistribution) -> BaseDistribution:
     """Return a distribution that holds both: a space may ask for other bounds each time.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from dlnn_search.search.axes import Axis, Floats
+from dlnn_search.search.axes import Axis, Floats, fits
 from dlnn_search.search.candidates import (
     N_AROUND,
     N_BESIDE,
@@ -54,6 +54,8 @@ CONTEST_REFIT_FACTOR = 1.3
 MAX_RUNNING = 64
 GOLDEN = 0.6180339887498949
 
+Opening = Callable[[], Mapping[str, Any]]
+
 
 class CoarseToFine(BaseSampler):
     """An Optuna sampler: the whole space first, then ever finer regions around the best.
@@ -84,6 +86,9 @@ class CoarseToFine(BaseSampler):
         stages: Trials of each stage; the last number holds for all stages after it, too.
         global_share: Share of the later stages' trials that are drawn from the whole space.
         seed: The same for all workers of a study; None: drawn once, and stored in the study.
+        opening: Returns parameters that the very first trial takes, where they fit the space; what
+            it does not name has its middle. The middle of all comes second then. It must return
+            the same for all workers, and is called when one of these two trials is drawn.
 
     Raises:
         ValueError: If there is no stage, one without trials, a share outside of 0 to 1, or a
@@ -101,6 +106,7 @@ class CoarseToFine(BaseSampler):
         *,
         global_share: float = GLOBAL_SHARE,
         seed: int | None = None,
+        opening: Opening | None = None,
     ) -> None:
         if not stages or any(length < 1 for length in stages):
             raise ValueError(f"Expected stages of at least 1 trial each, got stages={stages}.")
@@ -111,16 +117,24 @@ class CoarseToFine(BaseSampler):
         self.stages = tuple(int(length) for length in stages)
         self.global_share = global_share
         self.seed = seed
+        self.opening = opening
+        self._opened: Mapping[str, Any] | None = None
         self._lock = threading.RLock()
         self._memories: WeakKeyDictionary[Any, dict[int, _Memory]] = WeakKeyDictionary()
 
-    def seeded(self, seed: int) -> CoarseToFine:
-        """Return a sampler like this one with another seed."""
-        return CoarseToFine(self.stages, global_share=self.global_share, seed=seed)
+    def with_defaults(self, seed: int, opening: Opening) -> CoarseToFine:
+        """Return a sampler like this one, with this seed and opening where it has none."""
+        state = self.__getstate__()
+        if self.seed is None:
+            state["seed"] = seed
+        if self.opening is None:
+            state["opening"] = opening
+        return CoarseToFine(**state)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process reads the storage anew.
-        return {"stages": self.stages, "global_share": self.global_share, "seed": self.seed}
+        names = ("stages", "global_share", "seed", "opening")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -203,9 +217,13 @@ class CoarseToFine(BaseSampler):
             memory = self._memory(study)
             own = np.random.default_rng([memory.seed, name, trial.number])
             if stage == 1:
-                uniform = _in_hypercube(
-                    trial.number, self.stages[0], axis, own, [memory.seed, name]
-                )
+                opened = self._open() if trial.number < 2 else {}
+                if trial.number == 0 and param_name in opened:
+                    given = opened[param_name]
+                    if fits(given, param_distribution):
+                        return given
+                number = 0 if opened else trial.number  # the middle comes first, or second
+                uniform = _in_hypercube(number, self.stages[0], axis, own, [memory.seed, name])
                 region = Region(1, 0, 0, {})
             else:
                 uniform = own.random()
@@ -214,6 +232,11 @@ class CoarseToFine(BaseSampler):
                 if self.is_global(trial.number):
                     region = Region(stage, first, 0, {})
         return axis.value(draw(axis, region.span(axis), np.array([uniform]))[0])
+
+    def _open(self) -> Mapping[str, Any]:
+        if self._opened is None:
+            self._opened = {} if self.opening is None else self.opening()
+        return self._opened
 
     def _memory(self, study: optuna.Study) -> _Memory:
         studies = self._memories.setdefault(study._storage, {})

@@ -24,7 +24,7 @@ MAX_DEPTHS = 10
 Choose = Callable[[str, BaseDistribution], Any]
 
 
-class _Chooser(BaseSampler):
+class Chooser(BaseSampler):
     """Takes each value from a function of the parameter's name and distribution."""
 
     def __init__(self, choose: Choose) -> None:
@@ -80,7 +80,7 @@ def corner_trials(ask: Callable[[optuna.Trial], object], n_random: int) -> Itera
         return is_new
 
     for which in ("low", "high"):
-        trial = asked(_Chooser(_at_end(which)))
+        trial = asked(Chooser(_at_end(which)))
         if fresh(trial):
             yield trial
     visited: set[str] = set()
@@ -91,7 +91,7 @@ def corner_trials(ask: Callable[[optuna.Trial], object], n_random: int) -> Itera
         # A conditional parameter is asked for only behind the choices that brought it up.
         choices = {other: where[other] for other in where if _is_choice(seen[other][0])}
         for value in extremes(distribution):
-            trial = asked(_Chooser(_fixing({**choices, name: value})))
+            trial = asked(Chooser(_fixing({**choices, name: value})))
             if fresh(trial):
                 yield trial
     for seed in range(n_random):
@@ -133,11 +133,16 @@ def extremes(distribution: BaseDistribution) -> list[Any]:
 
 def middle(distribution: BaseDistribution) -> Any:
     """Return the middle of a range on its own scale, or the first choice."""
+    return at_share(distribution, 0.5)
+
+
+def at_share(distribution: BaseDistribution, share: float) -> Any:
+    """Return what lies at a share, 0 to 1, of a range on its own scale; or the first choice."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = distribution.low, distribution.high
-    value = (low * high) ** 0.5 if distribution.log else (low + high) / 2
+    value = low * (high / low) ** share if distribution.log else low + (high - low) * share
     if distribution.step is not None and not distribution.log:
         value = low + round((value - low) / distribution.step) * distribution.step
     if isinstance(distribution, IntDistribution):
@@ -151,5 +156,5 @@ def middle_config(study: Study) -> Config:
     Raises:
         StudyError: If the space fails or makes an invalid config.
     """
-    sampler = _Chooser(lambda _, distribution: middle(distribution))
+    sampler = Chooser(lambda _, distribution: middle(distribution))
     return study.config(optuna.create_study(sampler=sampler).ask())

@@ -7,7 +7,7 @@ import math
 import warnings
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 
 import optuna
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dlnn_search.config import Config
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.search.coarse_to_fine import CoarseToFine
+from dlnn_search.search.easy_start import easy_start
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.optuna_storage import TrialStorage
@@ -43,20 +44,21 @@ STATES: dict[Outcome, TrialState] = {
 }
 
 
-def make_sampler(sampler: Sampler, study_name: str, slot_number: int) -> BaseSampler:
-    """Return the sampler for one slot, seeded by study and slot.
+def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSampler:
+    """Return the sampler for one slot, seeded by the study's name and the slot.
 
     The same seed on two workers would suggest the same trials to both; a seed a slot suggests
     the same trial whichever worker draws it. Two samplers have one seed a study: a quasi-random
-    sequence is the workers' common one, and coarse-to-fine draws by seed and trial number.
+    sequence is the workers' common one, and coarse-to-fine draws by seed and trial number; it
+    begins with what is expected to learn soon.
 
     Raises:
         UsageError: If it needs a library that is not installed.
     """
-    seed = _seed(f"{study_name}:{slot_number}")
+    seed = _seed(f"{study.name}:{slot_number}")
     match sampler:
         case CoarseToFine():
-            return _coarse_to_fine(sampler, study_name)
+            return _coarse_to_fine(sampler, study)
         case RandomSearch():
             return optuna.samplers.RandomSampler(seed=seed)
         case Qmc():
@@ -65,7 +67,7 @@ def make_sampler(sampler: Sampler, study_name: str, slot_number: int) -> BaseSam
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.samplers.QMCSampler(
                     scramble=True,
-                    seed=_seed(study_name),
+                    seed=_seed(study.name),
                     independent_sampler=independent,
                     warn_independent_sampling=False,
                 )
@@ -80,9 +82,9 @@ def make_sampler(sampler: Sampler, study_name: str, slot_number: int) -> BaseSam
 
 
 @lru_cache(maxsize=8)
-def _coarse_to_fine(sampler: CoarseToFine, study_name: str) -> CoarseToFine:
+def _coarse_to_fine(sampler: CoarseToFine, study: Study) -> CoarseToFine:
     """Return one sampler for all slots of a study: it keeps what it read of earlier trials."""
-    return sampler if sampler.seed is not None else sampler.seeded(_seed(study_name))
+    return sampler.with_defaults(_seed(study.name), partial(easy_start, study))
 
 
 def _seed(text: str) -> int:
@@ -214,7 +216,7 @@ def begin_trial(
 
 
 def _use_sampler(optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot) -> None:
-    optuna_study.sampler = make_sampler(sampler, study.name, slot.number)
+    optuna_study.sampler = make_sampler(sampler, study, slot.number)
     # What its sampler saw for the trial before; Optuna clears it in `ask`, which is not called.
     optuna_study._thread_local.cached_all_trials = None
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dlnn_search.config import OwnModel
+from dlnn_search.data import image_shape
 from dlnn_search.errors import StorageError, StudyError
 from dlnn_search.service.export import best_configs, write_whole
-from dlnn_search.service.validate import image_shape
 from dlnn_search.storage.artifacts import Artifact, artifacts_of, inside, sha256_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, find
@@ -70,7 +70,7 @@ def export_model(
     name = f"trial {origin.trial} of '{origin.study}'"
     folder = _kept_folder(database, origin.study, origin.trial, name)
     try:
-        model = best_model(config, folder, image_shape(config))
+        model = best_model(config, folder, image_shape(config.data))
     except OtherCheckpointError as error:
         raise StorageError(
             f"The checkpoint of {name} was written by a version of dlnn-search that read its "

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 
 from dlnn_search.config import Clocks, Config, OwnData, OwnModel
-from dlnn_search.data import load
+from dlnn_search.data import image_shape, load
 from dlnn_search.errors import DlnnSearchError
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
@@ -26,7 +26,6 @@ from dlnn_search.training.precision import with_precision
 from dlnn_search.training.step import Steps
 
 N_RANDOM = 12
-DIGIT_SHAPE = (28, 28)
 #: Images of an epoch where a config does not name their number: 85 % of 60,000.
 DIGIT_IMAGES = 51_000
 #: Weights, gradients and the two moments of Adam.
@@ -83,7 +82,7 @@ def check(params: dict[str, Any], config: Config) -> Checked:
     Raises:
         DataError: If the study's own loader fails.
     """
-    shape = image_shape(config)
+    shape = image_shape(config.data)
     concrete = with_concrete_precision(config)
     try:
         model = build(concrete, shape)
@@ -106,15 +105,6 @@ def check(params: dict[str, Any], config: Config) -> Checked:
 def with_concrete_precision(config: Config) -> Config:
     """Return the config in float32 where it says `auto`: the slower case, and no probing."""
     return with_precision(config, "float32") if config.training.precision == "auto" else config
-
-
-def image_shape(config: Config) -> Shape:
-    """Return the shape of a config's pictures, without opening them unless they are own ones."""
-    if isinstance(config.data, OwnData):
-        return load(config.data).train.image_shape
-    if isinstance(config.data, Clocks):
-        return config.data.image_size, config.data.image_size
-    return DIGIT_SHAPE
 
 
 def n_images(config: Config) -> int:

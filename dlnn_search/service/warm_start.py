@@ -17,6 +17,7 @@ from dlnn_search.config import Config, explain
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.named_configs import NAMED, find_config
 from dlnn_search.report.status import best_trials
+from dlnn_search.search.axes import fits
 from dlnn_search.service.linked import identity
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import StoredStudy, find
@@ -146,7 +147,7 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
             param_distribution: BaseDistribution,
         ) -> Any:
             asked[param_name] = param_distribution
-            if param_name in given and _fits(given[param_name], param_distribution):
+            if param_name in given and fits(given[param_name], param_distribution):
                 return given[param_name]
             return super().sample_independent(study, trial, param_name, param_distribution)
 
@@ -156,18 +157,11 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
         shown = f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
         if name not in asked:
             left.append(f"{shown} (not in this space)")
-        elif _fits(value, asked[name]):
+        elif fits(value, asked[name]):
             taken[name] = value
         else:
             left.append(f"{shown} (outside of {_range_words(asked[name])})")
     return taken, left, [name for name in asked if name not in taken]
-
-
-def _fits(value: Any, distribution: BaseDistribution) -> bool:
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except (ValueError, TypeError):
-        return False
 
 
 def _range_words(distribution: BaseDistribution) -> str:

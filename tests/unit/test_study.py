@@ -158,7 +158,7 @@ def test_a_space_that_changes_its_choices_is_told_so() -> None:
 
 def test_slots_have_seeds_of_their_own_and_workers_have_not() -> None:
     def drawn(study: str, slot: int) -> float:
-        sampler = make_sampler(RandomSearch(), study, slot)
+        sampler = make_sampler(RandomSearch(), a_study(name=study), slot)
         return optuna.create_study(sampler=sampler).ask().suggest_float("x", 0, 1)
 
     places = [(name, slot) for name in ("a", "b") for slot in range(20)]
@@ -168,17 +168,17 @@ def test_slots_have_seeds_of_their_own_and_workers_have_not() -> None:
 
 
 def test_samplers_are_those_that_the_study_describes() -> None:
-    assert isinstance(make_sampler(RandomSearch(), "s", 0), optuna.samplers.RandomSampler)
-    assert isinstance(make_sampler(Tpe(), "s", 0), optuna.samplers.TPESampler)
-    assert isinstance(make_sampler(CmaEs(), "s", 0), optuna.samplers.CmaEsSampler)
-    assert isinstance(make_sampler(Qmc(), "s", 0), optuna.samplers.QMCSampler)
+    assert isinstance(make_sampler(RandomSearch(), a_study(), 0), optuna.samplers.RandomSampler)
+    assert isinstance(make_sampler(Tpe(), a_study(), 0), optuna.samplers.TPESampler)
+    assert isinstance(make_sampler(CmaEs(), a_study(), 0), optuna.samplers.CmaEsSampler)
+    assert isinstance(make_sampler(Qmc(), a_study(), 0), optuna.samplers.QMCSampler)
 
 
 def test_coarse_to_fine_draws_by_study_and_trial_number_unless_it_has_a_seed() -> None:
-    first, second = (make_sampler(CoarseToFine((5,)), study, 3) for study in ("s", "t"))
+    first, second = (make_sampler(CoarseToFine((5,)), a_study(name=name), 3) for name in "st")
     assert isinstance(first, CoarseToFine) and isinstance(second, CoarseToFine)
     assert first.stages == (5,) and first.seed != second.seed
-    seeded = make_sampler(CoarseToFine(seed=7), "s", 3)
+    seeded = make_sampler(CoarseToFine(seed=7), a_study(), 3)
     assert isinstance(seeded, CoarseToFine) and seeded.seed == 7
 
 

@@ -1,0 +1,128 @@
+"""Where a search begins: at a network that is expected to learn soon.
+
+Until the first trial has learnt something, a search has nothing: no model, no curve that a pruner
+could compare with. The middle of a space is a sound network, but a slow one: half of the dropout,
+half of the filters, half of all that was declared to be tried. So the first trial stands half way
+from the middle to where learning is easy, and the middle comes second.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from dlnn_search.config import Cnn, Config, Dropout, Mlp
+from dlnn_search.data import image_shape
+from dlnn_search.errors import DlnnSearchError
+from dlnn_search.models.shapes import Shape
+from dlnn_search.models.work import seconds_an_image
+from dlnn_search.search.corners import Chooser, at_share, middle, middle_config
+from dlnn_search.study import Study
+
+#: Kinds of network.
+KNOWN = Mlp | Cnn
+#: Shares of a range that are looked at.
+SHARES = (0.25, 0.5, 0.75)
+#: A parameter leaves its middle, or its first choice, for no less.
+LEAST_GAIN = 0.1
+#: What a parameter is best at depends on others, such as a rate on its optimiser.
+N_ROUNDS = 2
+
+#: Half of the logarithm of the work: a wider network needs fewer pictures, a deeper one does not.
+WORK_WEIGHT = 0.5
+#: Half of that of the batch: twice the batch is worth less than twice the steps.
+BATCH_WEIGHT = 0.5
+#: A layer that drops a quarter (0.29) learns from 1.4 times as many pictures.
+DROPOUT_WEIGHT = 1.25
+#: A third of the usual rate (1.1) takes 2.3 times as many.
+RATE_WEIGHT = 0.75
+#: Of a batch of 64, a little above Keras's defaults: soon, not in the end, the best.
+SOON_RATES = {"adam": 1.5e-3, "adamw": 1.5e-3, "rmsprop": 1e-3, "sgd": 0.1, "adadelta": 1.0}
+USUAL_BATCH = 64
+#: "SGD did not converge as quickly and stably", nor did Adadelta (report, section 2.2): twice.
+SLOW = {"sgd": 0.7, "adadelta": 0.7}
+
+
+def easy_start(study: Study) -> dict[str, Any]:
+    """Return parameters of the space with which a network is expected to learn soon.
+
+    From the middle of all ranges, and each first choice, each parameter in turn goes to the
+    quarter of its range, or the choice, with which learning is expected to be easiest, if that
+    matters at all. Numbers come first, so that a choice is not left for another one whose own
+    numbers happen to begin better; what a choice brings up takes part in the next round.
+
+    Returns:
+        By name; none where nothing is known of the kind of network: own models, clocks.
+    """
+    chosen: dict[str, Any] = {}
+    try:
+        example = middle_config(study)
+        if not isinstance(example.model, KNOWN):
+            return {}
+        shape = image_shape(example.data)
+        best, asked = _tried(study, shape, chosen)
+        for _ in range(N_ROUNDS):
+            for name, distribution in sorted(asked.items(), key=lambda item: _is_choice(item[1])):
+                for value in _values(distribution):
+                    found, _ = _tried(study, shape, {**chosen, name: value})
+                    least = LEAST_GAIN if name not in chosen else 0.0
+                    if found < best - least:
+                        best, chosen[name] = found, value
+            _, asked = _tried(study, shape, chosen)
+    except (DlnnSearchError, optuna.TrialPruned):
+        return {}
+    return chosen
+
+
+def _is_choice(distribution: BaseDistribution) -> bool:
+    return isinstance(distribution, CategoricalDistribution)
+
+
+def _values(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    return list(dict.fromkeys(at_share(distribution, share) for share in SHARES))
+
+
+def _tried(
+    study: Study, shape: Shape, given: dict[str, Any]
+) -> tuple[float, dict[str, BaseDistribution]]:
+    """Return the effort of a config, and what the space asked for it."""
+
+    def choose(name: str, distribution: BaseDistribution) -> Any:
+        return given.get(name, middle(distribution))
+
+    trial = optuna.create_study(sampler=Chooser(choose)).ask()
+    return effort(study.config(trial), shape), trial.distributions
+
+
+def effort(config: Config, shape: Shape) -> float:
+    """Return the logarithm of the time until a network has learnt something, up to a constant.
+
+    It knows of a network's work, its dropout, its batch and its rate, each by one weight, and of
+    nothing else: 0 for networks of other kinds than perceptrons and convolutional ones. A clock's
+    first difficulty is to leave chance, which is another matter.
+
+    Raises:
+        ModelError: If there is no such network.
+    """
+    model, training = config.model, config.training
+    if not isinstance(model, KNOWN):
+        return 0.0
+    blocks = (*model.blocks, *(model.dense if isinstance(model, Cnn) else ()))
+    dropped = sum(-math.log1p(-block.rate) for block in blocks if isinstance(block, Dropout))
+    assert training.learning_rate is not None  # a config always names it
+    rate = training.learning_rate
+    if training.optimizer == "sgd":
+        rate /= 1 - training.momentum
+    soon = SOON_RATES[training.optimizer] * math.sqrt(training.batch_size / USUAL_BATCH)
+    return (
+        WORK_WEIGHT * math.log(seconds_an_image(config, shape))
+        + BATCH_WEIGHT * math.log(training.batch_size)
+        + DROPOUT_WEIGHT * dropped
+        + RATE_WEIGHT * abs(math.log(rate / soon))
+        + SLOW.get(training.optimizer, 0.0)
+    )
