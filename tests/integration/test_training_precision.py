@@ -13,6 +13,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLNN_SEARCH_CACHE", str(tmp_path))
 
 
+@pytest.fixture(autouse=True)
+def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A processor that computes in bfloat16, whatever runs the test; edit the file for another."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("model name\t: Some\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\n")
+    monkeypatch.setattr(precision, "CPUINFO", cpuinfo)
+    return cpuinfo
+
+
 @pytest.mark.parametrize(
     ("lossless", "speedup", "expected"),
     [
@@ -45,6 +54,27 @@ def test_a_machine_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_probe", probe)
     assert [precision.bfloat16_speedup("cnn") for _ in range(2)] == [1.5, 1.5]
     assert probed == ["cnn"]
+
+
+def test_a_processor_without_bfloat16_is_not_probed(
+    monkeypatch: pytest.MonkeyPatch, processor: Path
+) -> None:
+    def probe(kind: str) -> float:
+        raise AssertionError("a probe takes a minute there")
+
+    monkeypatch.setattr(precision, "_probe", probe)
+    processor.write_text("model name\t: Some\nflags\t\t: fpu avx2 avx512f\n\n")
+    assert precision.bfloat16_speedup("cnn") == 0.0
+
+
+def test_a_processor_that_does_not_say_is_probed(
+    monkeypatch: pytest.MonkeyPatch, processor: Path
+) -> None:
+    monkeypatch.setattr(precision, "_probe", lambda _: 1.5)
+    processor.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n\n")
+    assert precision.bfloat16_speedup("cnn") == 1.5
+    processor.unlink()
+    assert precision.bfloat16_speedup("cnn") == 1.5
 
 
 def test_a_probe_that_cannot_run_means_float32(monkeypatch: pytest.MonkeyPatch) -> None:
