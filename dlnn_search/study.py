@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import FunctionType
 from typing import Any, Literal
 
@@ -326,6 +327,7 @@ class Study:
         return {part: own.__qualname__ for part, own in both.items() if own is not None}
 
 
+@lru_cache(maxsize=64)  # asked for with each config, and parsing takes milliseconds
 def _normalised(source: str) -> str:
     """Return the code without comments, docstrings, and the `study = …` statement.
 

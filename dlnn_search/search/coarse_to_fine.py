@@ -54,7 +54,7 @@ CONTEST_REFIT_FACTOR = 1.3
 MAX_RUNNING = 64
 GOLDEN = 0.6180339887498949
 
-Opening = Callable[[], Mapping[str, Any]]
+Opening = Callable[[], Sequence[Mapping[str, Any]]]
 
 
 class CoarseToFine(BaseSampler):
@@ -86,9 +86,9 @@ class CoarseToFine(BaseSampler):
         stages: Trials of each stage; the last number holds for all stages after it, too.
         global_share: Share of the later stages' trials that are drawn from the whole space.
         seed: The same for all workers of a study; None: drawn once, and stored in the study.
-        opening: Returns parameters that the very first trial takes, where they fit the space; what
-            it does not name has its middle. The middle of all comes second then. It must return
-            the same for all workers, and is called when one of these two trials is drawn.
+        opening: Returns the parameters of the first trials, one after the other, as far as stage 1
+            goes; what they lack, or what does not fit the space, is drawn. It must return the same
+            for all workers.
 
     Raises:
         ValueError: If there is no stage, one without trials, a share outside of 0 to 1, or a
@@ -118,18 +118,13 @@ class CoarseToFine(BaseSampler):
         self.global_share = global_share
         self.seed = seed
         self.opening = opening
-        self._opened: Mapping[str, Any] | None = None
+        self._opened: Sequence[Mapping[str, Any]] | None = None
         self._lock = threading.RLock()
         self._memories: WeakKeyDictionary[Any, dict[int, _Memory]] = WeakKeyDictionary()
 
-    def with_defaults(self, seed: int, opening: Opening) -> CoarseToFine:
-        """Return a sampler like this one, with this seed and opening where it has none."""
-        state = self.__getstate__()
-        if self.seed is None:
-            state["seed"] = seed
-        if self.opening is None:
-            state["opening"] = opening
-        return CoarseToFine(**state)
+    def changed(self, **changes: Any) -> CoarseToFine:
+        """Return a sampler like this one, but for some of its arguments."""
+        return CoarseToFine(**{**self.__getstate__(), **changes})
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process reads the storage anew.
@@ -217,13 +212,12 @@ class CoarseToFine(BaseSampler):
             memory = self._memory(study)
             own = np.random.default_rng([memory.seed, name, trial.number])
             if stage == 1:
-                opened = self._open() if trial.number < 2 else {}
-                if trial.number == 0 and param_name in opened:
-                    given = opened[param_name]
-                    if fits(given, param_distribution):
-                        return given
-                number = 0 if opened else trial.number  # the middle comes first, or second
-                uniform = _in_hypercube(number, self.stages[0], axis, own, [memory.seed, name])
+                given = self._given(trial.number)
+                if param_name in given and fits(given[param_name], param_distribution):
+                    return given[param_name]
+                uniform = _in_hypercube(
+                    trial.number, self.stages[0], axis, own, [memory.seed, name]
+                )
                 region = Region(1, 0, 0, {})
             else:
                 uniform = own.random()
@@ -233,10 +227,10 @@ class CoarseToFine(BaseSampler):
                     region = Region(stage, first, 0, {})
         return axis.value(draw(axis, region.span(axis), np.array([uniform]))[0])
 
-    def _open(self) -> Mapping[str, Any]:
+    def _given(self, number: int) -> Mapping[str, Any]:
         if self._opened is None:
-            self._opened = {} if self.opening is None else self.opening()
-        return self._opened
+            self._opened = () if self.opening is None else self.opening()
+        return self._opened[number] if number < len(self._opened) else {}
 
     def _memory(self, study: optuna.Study) -> _Memory:
         studies = self._memories.setdefault(study._storage, {})

@@ -1,4 +1,4 @@
-"""A search begins where learning is easy, and then has the middle of its space."""
+"""A search begins where learning is easy, and goes on in the order of the effort."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from dlnn_search.config import (
     Training,
 )
 from dlnn_search.models.work import seconds_an_image
-from dlnn_search.search.corners import Chooser, at_share
-from dlnn_search.search.easy_start import easy_start, effort
+from dlnn_search.search.corners import Chooser, at_share, middle_config
+from dlnn_search.search.opening import effort, opening
 from dlnn_search.search.optuna_study import make_sampler
 from dlnn_search.study import Study
 
@@ -57,6 +57,11 @@ def drawn(study: Study, n: int) -> list[dict[str, Any]]:
 def config_of(study: Study, params: dict[str, Any]) -> Config:
     sampler = Chooser(lambda name, _: params[name])
     return study.config(optuna.create_study(sampler=sampler).ask())
+
+
+def dropouts(config: Config) -> list[float]:
+    assert isinstance(config.model, Mlp | Cnn)
+    return [block.rate for block in config.model.blocks if isinstance(block, Dropout)]
 
 
 @pytest.mark.parametrize(
@@ -110,36 +115,43 @@ def space(trial: optuna.Trial) -> Config:
 
 
 def test_the_first_trial_is_half_way_to_where_learning_is_easy_and_the_rest_in_the_middle() -> None:
-    first, second, *_ = drawn(study_of(space), 12)
-    assert first == {
-        "optimizer": "adam",
-        "units": 128,
-        "activation": "tanh",
-        "l2": pytest.approx(1e-6),
-        "dropout": pytest.approx(0.2),
-        "adam_rate": pytest.approx(10**-2.75, rel=1e-3),
-    }
-    assert second == {
-        **first,
-        "units": pytest.approx(256, abs=1),
-        "dropout": pytest.approx(0.4),
-        "adam_rate": pytest.approx(10**-3.5),
-    }
+    assert drawn(study_of(space), 1) == [
+        {
+            "optimizer": "adam",
+            "units": 128,
+            "activation": "tanh",
+            "l2": pytest.approx(1e-6),
+            "dropout": pytest.approx(0.2),
+            "adam_rate": pytest.approx(10**-2.75, rel=1e-3),
+        }
+    ]
 
 
-def test_all_later_trials_are_as_they_would_be_without() -> None:
-    opened = drawn(study_of(space), 10)
-    middle_first = drawn(study_of(space, CoarseToFine(opening=dict)), 10)
-    assert opened[1] == middle_first[0]
-    assert opened[2:] == middle_first[2:]
+def test_the_rest_of_stage_1_comes_in_the_order_of_its_effort_but_for_the_slowest() -> None:
+    study = study_of(space)
+    opened, plain = drawn(study, 14), drawn(study_of(space, CoarseToFine(opening=tuple)), 14)
+    slowest = max(plain[:10], key=lambda params: effort(config_of(study, params), SHAPE))
+    efforts = [effort(config_of(study, params), SHAPE) for params in opened[:10]]
+    assert efforts == sorted(efforts)
+    assert plain[0]["adam_rate"] == pytest.approx(10**-3.5)  # the middle, as without an opening
+    for params in plain[:10]:
+        assert (params in opened[1:10]) == (params != slowest)
+
+
+def test_a_stage_of_one_trial_has_the_easy_one_alone() -> None:
+    first, second = drawn(study_of(space, CoarseToFine((1, 10))), 2)
+    assert first["dropout"] == pytest.approx(0.2) and second != first
 
 
 def test_an_own_opening_is_taken_where_it_fits_the_space() -> None:
-    opening = {"units": 77, "dropout": 0.9, "activation": "relu", "nothing": 1}
-    first, second = drawn(study_of(space, CoarseToFine(opening=lambda: opening)), 2)
-    assert (first["units"], first["activation"]) == (77, "relu")
-    assert first["dropout"] == pytest.approx(0.4)  # 0.9 is beyond its range
-    assert second["units"] == pytest.approx(256, abs=1)
+    own: list[dict[str, Any]] = [
+        {"units": 77, "dropout": 0.9, "activation": "relu", "nothing": 1},
+        {"units": 99},
+    ]
+    trials = drawn(study_of(space, CoarseToFine(opening=lambda: own)), 3)
+    assert [trial["units"] for trial in trials[:2]] == [77, 99]
+    assert trials[0]["activation"] == "relu"
+    assert trials[0]["dropout"] == pytest.approx(0.4)  # 0.9 is beyond its range
 
 
 def own(trial: optuna.Trial) -> Config:
@@ -152,35 +164,38 @@ def build(options: dict[str, Any], shape: tuple[int, ...], n_classes: int) -> An
 
 
 def test_networks_that_nothing_is_known_of_begin_in_the_middle() -> None:
-    assert easy_start(load_study("task3-clock")) == {}
     study = Study(space=own, data=Mnist(), maximize="accuracy", name="mine", build=build)
-    assert easy_start(study) == {}
+    for unknown in (study, load_study("task3-clock")):
+        assert opening(unknown, CoarseToFine(seed=0)) == []
     assert drawn(study, 1)[0]["rate"] == pytest.approx(10**-3.5)
 
 
-def test_a_space_that_cannot_be_asked_begins_in_the_middle() -> None:
+def test_what_a_space_refuses_takes_the_most_effort() -> None:
     def constrained(trial: optuna.Trial) -> Config:
         if trial.suggest_int("units", 8, 128, log=True) < 32:
             raise optuna.TrialPruned("too narrow")
         return mlp(dropout=trial.suggest_float("dropout", 0, 0.5))
 
-    def too_deep(trial: optuna.Trial) -> Config:
-        return Config(
-            model=Cnn(blocks=tuple(Conv(filters=4) for _ in range(trial.suggest_int("n", 20, 30))))
-        )
+    trials = opening(study_of(constrained), CoarseToFine(seed=0))
+    assert trials[0] == {"units": 32, "dropout": pytest.approx(0.125)}
+    refused = [trial["units"] < 32 for trial in trials]
+    assert refused == sorted(refused) and any(refused)
 
-    for unasked in (constrained, too_deep):
-        assert easy_start(study_of(unasked)) == {}
+
+def test_a_space_whose_middle_is_refused_begins_as_the_sampler_would() -> None:
+    def refusing(trial: optuna.Trial) -> Config:
+        trial.suggest_int("units", 8, 128)
+        raise optuna.TrialPruned("never")
+
+    assert opening(study_of(refusing), CoarseToFine(seed=0)) == []
 
 
 @pytest.mark.parametrize("name", ["task1-fashion-cnn", "task1-mnist-mlp", "task2-mnist-cnn-plus"])
 def test_the_built_in_studies_begin_with_less_dropout_and_less_work(name: str) -> None:
     study = load_study(name)
-    first, second, *_ = drawn(study, 2)
-    shared = {key for key in first if key in second}
-    assert any(first[key] < second[key] for key in shared if "dropout" in key)
-    configs = [config_of(study, params) for params in (first, second)]
-    assert effort(configs[0], SHAPE) < effort(configs[1], SHAPE) - math.log(2)
+    (first,), middle = drawn(study, 1), middle_config(study)
+    assert max(dropouts(config_of(study, first))) < max(dropouts(middle))
+    assert effort(config_of(study, first), SHAPE) < effort(middle, SHAPE) - math.log(2)
 
 
 def test_a_share_of_a_range_is_on_its_own_scale() -> None:
