@@ -54,7 +54,7 @@ CONTEST_REFIT_FACTOR = 1.3
 MAX_RUNNING = 64
 GOLDEN = 0.6180339887498949
 
-Opening = Callable[[], Sequence[Mapping[str, Any]]]
+FirstTrials = Callable[[], Sequence[Mapping[str, Any]]]
 
 
 class CoarseToFine(BaseSampler):
@@ -86,9 +86,9 @@ class CoarseToFine(BaseSampler):
         stages: Trials of each stage; the last number holds for all stages after it, too.
         global_share: Share of the later stages' trials that are drawn from the whole space.
         seed: The same for all workers of a study; None: drawn once, and stored in the study.
-        opening: Returns the parameters of the first trials, one after the other, as far as stage 1
-            goes; what they lack, or what does not fit the space, is drawn. It must return the same
-            for all workers.
+        first_trials: Returns the parameters of the first trials, one after the other, as far as
+            stage 1 goes; what they lack, or what does not fit the space, is drawn. It must return
+            the same for all workers.
 
     Raises:
         ValueError: If there is no stage, one without trials, a share outside of 0 to 1, or a
@@ -106,7 +106,7 @@ class CoarseToFine(BaseSampler):
         *,
         global_share: float = GLOBAL_SHARE,
         seed: int | None = None,
-        opening: Opening | None = None,
+        first_trials: FirstTrials | None = None,
     ) -> None:
         if not stages or any(length < 1 for length in stages):
             raise ValueError(f"Expected stages of at least 1 trial each, got stages={stages}.")
@@ -117,8 +117,8 @@ class CoarseToFine(BaseSampler):
         self.stages = tuple(int(length) for length in stages)
         self.global_share = global_share
         self.seed = seed
-        self.opening = opening
-        self._opened: Sequence[Mapping[str, Any]] | None = None
+        self.first_trials = first_trials
+        self._first: Sequence[Mapping[str, Any]] | None = None
         self._lock = threading.RLock()
         self._memories: WeakKeyDictionary[Any, dict[int, _Memory]] = WeakKeyDictionary()
 
@@ -128,7 +128,7 @@ class CoarseToFine(BaseSampler):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process reads the storage anew.
-        names = ("stages", "global_share", "seed", "opening")
+        names = ("stages", "global_share", "seed", "first_trials")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -228,9 +228,9 @@ class CoarseToFine(BaseSampler):
         return axis.value(draw(axis, region.span(axis), np.array([uniform]))[0])
 
     def _given(self, number: int) -> Mapping[str, Any]:
-        if self._opened is None:
-            self._opened = () if self.opening is None else self.opening()
-        return self._opened[number] if number < len(self._opened) else {}
+        if self._first is None:
+            self._first = () if self.first_trials is None else self.first_trials()
+        return self._first[number] if number < len(self._first) else {}
 
     def _memory(self, study: optuna.Study) -> _Memory:
         studies = self._memories.setdefault(study._storage, {})

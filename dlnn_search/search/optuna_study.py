@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dlnn_search.config import Config
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.search.coarse_to_fine import CoarseToFine
-from dlnn_search.search.opening import opening
+from dlnn_search.search.first_trials import first_trials
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.optuna_storage import TrialStorage
@@ -85,9 +85,9 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSample
 def _coarse_to_fine(sampler: CoarseToFine, study: Study) -> CoarseToFine:
     """Return one sampler for all slots of a study: it keeps what it read of earlier trials."""
     seeded = sampler if sampler.seed is not None else sampler.changed(seed=_seed(study.name))
-    if seeded.opening is not None:
+    if seeded.first_trials is not None:
         return seeded
-    return seeded.changed(opening=partial(opening, study, seeded))
+    return seeded.changed(first_trials=partial(first_trials, study, seeded))
 
 
 def _seed(text: str) -> int:

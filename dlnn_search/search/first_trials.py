@@ -52,7 +52,7 @@ USUAL_BATCH = 64
 SLOW = {"sgd": 0.7, "adadelta": 0.7}
 
 
-def opening(study: Study, sampler: CoarseToFine) -> list[dict[str, Any]]:
+def first_trials(study: Study, sampler: CoarseToFine) -> list[dict[str, Any]]:
     """Return what the trials of stage 1 take, those first that are expected to learn soon.
 
     The first one is half way to where learning is easy. Then come the sampler's own draws, the
@@ -60,7 +60,7 @@ def opening(study: Study, sampler: CoarseToFine) -> list[dict[str, Any]]:
 
     Args:
         study: Its space is asked, beside the database.
-        sampler: With a seed, and no opening of its own.
+        sampler: With a seed, and no first trials of its own.
 
     Returns:
         Parameters by name, trial by trial; none where nothing is known of the kind of network:

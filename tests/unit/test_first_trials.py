@@ -24,7 +24,7 @@ from dlnn_search.config import (
 )
 from dlnn_search.models.work import seconds_an_image
 from dlnn_search.search.corners import Chooser, at_share, middle_config
-from dlnn_search.search.opening import effort, opening
+from dlnn_search.search.first_trials import effort, first_trials
 from dlnn_search.search.optuna_study import make_sampler
 from dlnn_search.study import Study
 
@@ -129,11 +129,11 @@ def test_the_first_trial_is_half_way_to_where_learning_is_easy_and_the_rest_in_t
 
 def test_the_rest_of_stage_1_comes_in_the_order_of_its_effort_but_for_the_slowest() -> None:
     study = study_of(space)
-    opened, plain = drawn(study, 14), drawn(study_of(space, CoarseToFine(opening=tuple)), 14)
+    opened, plain = drawn(study, 14), drawn(study_of(space, CoarseToFine(first_trials=tuple)), 14)
     slowest = max(plain[:10], key=lambda params: effort(config_of(study, params), SHAPE))
     efforts = [effort(config_of(study, params), SHAPE) for params in opened[:10]]
     assert efforts == sorted(efforts)
-    assert plain[0]["adam_rate"] == pytest.approx(10**-3.5)  # the middle, as without an opening
+    assert plain[0]["adam_rate"] == pytest.approx(10**-3.5)  # the middle is among them
     for params in plain[:10]:
         assert (params in opened[1:10]) == (params != slowest)
 
@@ -143,12 +143,12 @@ def test_a_stage_of_one_trial_has_the_easy_one_alone() -> None:
     assert first["dropout"] == pytest.approx(0.2) and second != first
 
 
-def test_an_own_opening_is_taken_where_it_fits_the_space() -> None:
+def test_own_first_trials_are_taken_where_they_fit_the_space() -> None:
     own: list[dict[str, Any]] = [
         {"units": 77, "dropout": 0.9, "activation": "relu", "nothing": 1},
         {"units": 99},
     ]
-    trials = drawn(study_of(space, CoarseToFine(opening=lambda: own)), 3)
+    trials = drawn(study_of(space, CoarseToFine(first_trials=lambda: own)), 3)
     assert [trial["units"] for trial in trials[:2]] == [77, 99]
     assert trials[0]["activation"] == "relu"
     assert trials[0]["dropout"] == pytest.approx(0.4)  # 0.9 is beyond its range
@@ -166,7 +166,7 @@ def build(options: dict[str, Any], shape: tuple[int, ...], n_classes: int) -> An
 def test_networks_that_nothing_is_known_of_begin_in_the_middle() -> None:
     study = Study(space=own, data=Mnist(), maximize="accuracy", name="mine", build=build)
     for unknown in (study, load_study("task3-clock")):
-        assert opening(unknown, CoarseToFine(seed=0)) == []
+        assert first_trials(unknown, CoarseToFine(seed=0)) == []
     assert drawn(study, 1)[0]["rate"] == pytest.approx(10**-3.5)
 
 
@@ -176,7 +176,7 @@ def test_what_a_space_refuses_takes_the_most_effort() -> None:
             raise optuna.TrialPruned("too narrow")
         return mlp(dropout=trial.suggest_float("dropout", 0, 0.5))
 
-    trials = opening(study_of(constrained), CoarseToFine(seed=0))
+    trials = first_trials(study_of(constrained), CoarseToFine(seed=0))
     assert trials[0] == {"units": 32, "dropout": pytest.approx(0.125)}
     refused = [trial["units"] < 32 for trial in trials]
     assert refused == sorted(refused) and any(refused)
@@ -187,7 +187,7 @@ def test_a_space_whose_middle_is_refused_begins_as_the_sampler_would() -> None:
         trial.suggest_int("units", 8, 128)
         raise optuna.TrialPruned("never")
 
-    assert opening(study_of(refusing), CoarseToFine(seed=0)) == []
+    assert first_trials(study_of(refusing), CoarseToFine(seed=0)) == []
 
 
 @pytest.mark.parametrize("name", ["task1-fashion-cnn", "task1-mnist-mlp", "task2-mnist-cnn-plus"])
