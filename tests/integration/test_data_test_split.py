@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 import dlnn_search
 from dlnn_search import data as data_package
 from dlnn_search.config import Clocks, CurriculumStage, Data, Mnist, OwnData
-from dlnn_search.data import Split, TrainingData, load, load_folds, load_test, prepare_data, resolve
+from dlnn_search.data import (
+    Split,
+    TrainingData,
+    image_shape,
+    load,
+    load_folds,
+    load_test,
+    prepare_data,
+    resolve,
+)
 from dlnn_search.data.clock_import import import_clocks
 from dlnn_search.data.progress import Progress
 from dlnn_search.data.sources import DIGIT_SETS, DigitSet
@@ -182,7 +191,14 @@ def test_no_other_public_function_of_the_data_package_gives_test_pictures(data: 
     functions = {
         name for name in data_package.__all__ if not isinstance(getattr(data_package, name), type)
     }
-    assert functions == {"load", "load_folds", "load_test", "prepare_data", "resolve"}
+    assert functions == {
+        "image_shape",
+        "load",
+        "load_folds",
+        "load_test",
+        "prepare_data",
+        "resolve",
+    }
     assert set(data_package.__all__) - functions == {"Split", "TestOpening", "TrainingData"}
     assert type(resolve(data)) is type(data)
     with watching() as opened:
@@ -190,6 +206,7 @@ def test_no_other_public_function_of_the_data_package_gives_test_pictures(data: 
     assert not [path for path in opened if path.endswith(".npy")]
     loaded = load(data, on_progress=quiet)
     assert isinstance(loaded, TrainingData)
+    assert image_shape(data) == loaded.train.image_shape
     (fold, _) = load_folds(data, 2, on_progress=quiet)
     for split in (loaded.train, loaded.validation, *loaded.curriculum, fold.train):
         assert contents(split.images).isdisjoint(tested)
