@@ -15,8 +15,6 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
 
 from dlnn_search.config import Cnn, Config, Dropout, Mlp
 from dlnn_search.data import image_shape
@@ -75,9 +73,11 @@ def first_trials(study: Study, sampler: CoarseToFine) -> list[dict[str, Any]]:
         first = _half_way_to_easy(space)
     except (DlnnSearchError, optuna.TrialPruned):
         return []
-    draws = [space.ask(sampler, number) for number in range(sampler.stages[0])]
+    search = optuna.create_study(sampler=sampler, direction=study.direction)
+    draws = [space.ask(search) for _ in range(sampler.stages[0])]
     draws.sort(key=lambda asked: asked.effort)
-    return [first.params, *(asked.params for asked in draws[:-1])]
+    others = [asked.params for asked in draws if asked.params != first.params]
+    return [first.params, *others][: sampler.stages[0]]
 
 
 def _half_way_to_easy(space: _Space) -> _Asked:
@@ -89,12 +89,12 @@ def _half_way_to_easy(space: _Space) -> _Asked:
     numbers happen to begin better; what a choice brings up takes part in the next round.
     """
     moved: dict[str, Any] = {}
-    best = space.ask(_with(moved))
+    best = space.ask(_middle_but(moved))
     for _ in range(N_ROUNDS):
         asked = sorted(best.distributions.items(), key=lambda item: _is_choice(item[1]))
         for name, distribution in asked:
             for value in _values(distribution):
-                found = space.ask(_with({**moved, name: value}))
+                found = space.ask(_middle_but({**moved, name: value}))
                 least = LEAST_GAIN if name not in moved else 0.0
                 if found.effort < best.effort - least:
                     best, moved[name] = found, value
@@ -121,11 +121,8 @@ class _Space:
     study: Study
     shape: Shape = ()
 
-    def ask(self, sampler: BaseSampler, number: int = 0) -> _Asked:
-        """Ask for the trial of a number, as a sampler draws it."""
-        search = optuna.create_study(sampler=sampler, direction=self.study.direction)
-        for _ in range(number):
-            search.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    def ask(self, search: optuna.Study) -> _Asked:
+        """Ask for the next trial of a search of its own."""
         trial = search.ask()
         try:
             needed = effort(self.study.config(trial), self.shape)
@@ -134,9 +131,13 @@ class _Space:
         return _Asked(needed, trial.params, trial.distributions)
 
 
-def _with(moved: dict[str, Any]) -> BaseSampler:
-    """Return a sampler of the middle, but for what was moved from it."""
-    return Chooser(lambda name, distribution: moved.get(name, middle(distribution)))
+def _middle_but(moved: dict[str, Any]) -> optuna.Study:
+    """Return a search whose trials have the middle of all, but for what was moved from it."""
+
+    def choose(name: str, distribution: BaseDistribution) -> Any:
+        return moved.get(name, middle(distribution))
+
+    return optuna.create_study(sampler=Chooser(choose))
 
 
 def _is_choice(distribution: BaseDistribution) -> bool:
@@ -153,15 +154,15 @@ def effort(config: Config, shape: Shape) -> float:
     """Return the logarithm of the time until a network has learnt something, up to a constant.
 
     It knows of a network's work, its dropout, its batch and its rate, each by one weight, and of
-    nothing else: 0 for networks of other kinds than perceptrons and convolutional ones. A clock's
-    first difficulty is to leave chance, which is another matter.
+    nothing else. Infinite for networks of other kinds than perceptrons and convolutional ones: a
+    clock's first difficulty is to leave chance, which is another matter.
 
     Raises:
         ModelError: If there is no such network.
     """
     model, training = config.model, config.training
     if not isinstance(model, KNOWN):
-        return 0.0
+        return math.inf
     blocks = (*model.blocks, *(model.dense if isinstance(model, Cnn) else ()))
     dropped = sum(-math.log1p(-block.rate) for block in blocks if isinstance(block, Dropout))
     assert training.learning_rate is not None  # a config always names it

@@ -143,6 +143,15 @@ def test_a_stage_of_one_trial_has_the_easy_one_alone() -> None:
     assert first["dropout"] == pytest.approx(0.2) and second != first
 
 
+def test_a_space_in_which_nothing_matters_has_no_trial_twice() -> None:
+    def idle(trial: optuna.Trial) -> Config:
+        trial.suggest_float("idle", 0.0, 1.0)
+        return mlp()
+
+    places = [trial["idle"] for trial in first_trials(study_of(idle), CoarseToFine(seed=0))]
+    assert places[0] == 0.5 and len(set(places)) == len(places) == 10
+
+
 def test_own_first_trials_are_taken_where_they_fit_the_space() -> None:
     own: list[dict[str, Any]] = [
         {"units": 77, "dropout": 0.9, "activation": "relu", "nothing": 1},
