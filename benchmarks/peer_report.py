@@ -286,6 +286,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         panel.set_xlabel(f"{first.clock} seconds since the command")
         panel.set_ylabel("best validation accuracy so far")
         panel.grid(alpha=0.3)
-    handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
+    shown: dict[str, Any] = {}  # a system may have runs of one task alone
+    for panel in panels[0]:
+        shown |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown), fontsize=8)
     figure.savefig(path, dpi=110)

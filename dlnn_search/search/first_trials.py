@@ -91,7 +91,10 @@ def _half_way_to_easy(space: _Space) -> _Asked:
     moved: dict[str, Any] = {}
     best = space.ask(_middle_but(moved))
     for _ in range(N_ROUNDS):
-        asked = sorted(best.distributions.items(), key=lambda item: _is_choice(item[1]))
+        asked = sorted(
+            best.distributions.items(),
+            key=lambda item: isinstance(item[1], CategoricalDistribution),
+        )
         for name, distribution in asked:
             for value in _values(distribution):
                 found = space.ask(_middle_but({**moved, name: value}))
@@ -138,10 +141,6 @@ def _middle_but(moved: dict[str, Any]) -> optuna.Study:
         return moved.get(name, middle(distribution))
 
     return optuna.create_study(sampler=Chooser(choose))
-
-
-def _is_choice(distribution: BaseDistribution) -> bool:
-    return isinstance(distribution, CategoricalDistribution)
 
 
 def _values(distribution: BaseDistribution) -> list[Any]:
