@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dlnn_search.search.axes import Numeric
-from dlnn_search.search.coarse_to_fine import stored_regions
 from dlnn_search.search.edges import Edge, find_edges
+from dlnn_search.search.regions import stored_regions
 
 #: Columns that the parameters' names and one stage's ranges take in a table.
 NAME_COLUMNS = 20

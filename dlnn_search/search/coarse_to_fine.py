@@ -29,14 +29,13 @@ from dlnn_search.search.candidates import (
 )
 from dlnn_search.search.contest import Contest, draw_contest, own_scores
 from dlnn_search.search.past import Outcomes, Past
-from dlnn_search.search.regions import Region, draw, narrowed, read_region
+from dlnn_search.search.regions import REGION_ATTRIBUTE, Region, draw, narrowed, read_region
 
 if TYPE_CHECKING:
     from dlnn_search.search.surrogate import Encoding, Kernel
 
-#: Attributes of Optuna's study: the seed that all workers share, and each stage's region.
+#: An attribute of Optuna's study: the seed that all workers share.
 SEED_ATTRIBUTE = "coarse_to_fine:seed"
-REGION_ATTRIBUTE = "coarse_to_fine:from_trial:"
 STAGES = (10, 20, 30)
 GLOBAL_SHARE = 0.3
 #: So much of the global share asks no model.
@@ -379,13 +378,6 @@ def _in_hypercube(
 def _even(number: int) -> float:
     """Return a number in [0, 1) that spreads evenly over any run of trials."""
     return number * GOLDEN % 1.0
-
-
-def stored_regions(study: optuna.Study) -> list[dict[str, Any]]:
-    """Return the regions that a study's stages were drawn from, as stored, in order."""
-    stored = study._storage.get_study_system_attrs(study._study_id)
-    found = [region for key, region in stored.items() if key.startswith(REGION_ATTRIBUTE)]
-    return sorted(found, key=lambda region: int(region["first_trial"]))
 
 
 def chosen(targets: Floats, n: int) -> np.ndarray:

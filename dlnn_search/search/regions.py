@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import optuna
 
 from dlnn_search.search.axes import Axis, Floats
 from dlnn_search.search.past import Outcomes
 
+#: Attributes of Optuna's study: the region of the stage that begins with a trial of that number.
+REGION_ATTRIBUTE = "coarse_to_fine:from_trial:"
 #: How far a region reaches beyond the elite on either side, by stage from the second on, as a
 #: share of the axis; the last holds for all later ones.
 MARGINS = (0.25, 0.15, 0.1)
@@ -115,6 +118,13 @@ def narrowed(stage: int, first: int, past: Outcomes) -> Region:
             low, high = float(column.min()) - margin, float(column.max()) + margin
             spans[axis.name] = Span(max(0.0, low), min(1.0, high))
     return Region(stage, first, len(past), spans)
+
+
+def stored_regions(study: optuna.Study) -> list[dict[str, Any]]:
+    """Return the regions that a study's stages were drawn from, as stored, in order."""
+    stored = study._storage.get_study_system_attrs(study._study_id)
+    found = [region for key, region in stored.items() if key.startswith(REGION_ATTRIBUTE)]
+    return sorted(found, key=lambda region: int(region["first_trial"]))
 
 
 def draw(axis: Axis, span: Span, uniform: Floats) -> Floats:

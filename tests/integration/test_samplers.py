@@ -21,7 +21,6 @@ from dlnn_search.report.facts import facts_of
 from dlnn_search.report.regions import narrowing_figure, narrowing_of
 from dlnn_search.report.status import study_status
 from dlnn_search.search import optuna_study as module
-from dlnn_search.search.coarse_to_fine import stored_regions
 from dlnn_search.search.optuna_study import (
     begin_trial,
     check_libraries,
@@ -30,6 +29,7 @@ from dlnn_search.search.optuna_study import (
     open_optuna_study,
     tell,
 )
+from dlnn_search.search.regions import stored_regions
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import find, register
 from dlnn_search.storage.slots import Slots

@@ -26,10 +26,10 @@ from dlnn_search import CoarseToFine
 from dlnn_search.search import surrogate
 from dlnn_search.search.axes import Axis
 from dlnn_search.search.candidates import N_PARENTS, Activity, Drawer
-from dlnn_search.search.coarse_to_fine import GLOBAL_SHARE, MAX_TRIALS, stored_regions
+from dlnn_search.search.coarse_to_fine import GLOBAL_SHARE, MAX_TRIALS
 from dlnn_search.search.contest import own_scores
 from dlnn_search.search.past import Outcomes, Past
-from dlnn_search.search.regions import Region, Span, narrowed, read_region
+from dlnn_search.search.regions import Region, Span, narrowed, read_region, stored_regions
 from dlnn_search.search.surrogate import scores
 
 Objective = Callable[[optuna.Trial], float]
