@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from dlnn_search.errors import StorageError, UsageError
 from dlnn_search.storage import schema
 from dlnn_search.storage.backup_optuna import read_optuna_study
-from dlnn_search.storage.budget import wall_used
+from dlnn_search.storage.budget import held_seconds, wall_used
 
 Row = dict[str, Any]
 
@@ -88,14 +88,14 @@ def read_study(connection: Connection, storage: BaseStorage, name: str) -> Study
     study = found.mappings().first()
     if study is None:
         raise UsageError(f"There is no study '{name}'.")
-    time = float(connection.execute(sa.select(schema.now())).scalar_one())
     used = connection.execute(
         sa.select(wall_used(study["id"])).where(schema.studies.c.id == study["id"])
     ).scalar_one()
     slots = schema.slots
     mine = slots.c.study_id == study["id"]
-    held = connection.execute(sa.select(slots).where(mine).order_by(slots.c.number)).mappings()
-    rows: dict[str, list[Row]] = {"slots": [_given_back(dict(row), time) for row in held]}
+    held_for = held_seconds().label("held_for")
+    found = connection.execute(sa.select(slots, held_for).where(mine).order_by(slots.c.number))
+    rows: dict[str, list[Row]] = {"slots": [_given_back(dict(row)) for row in found.mappings()]}
     numbers = {row["id"]: row["number"] for row in rows["slots"]}
     for name_, query in (
         (
@@ -130,14 +130,9 @@ def _study_row(row: Row, wall_used_seconds: float) -> Row:
     return _whole({key: value for key, value in row.items() if key not in STUDY_COLUMNS_LEFT})
 
 
-def _given_back(row: Row, time: float) -> Row:
-    if row["state"] != "held":
-        return row
-    if row["claimed_at"] is not None:
-        row["spent_seconds"] += max(
-            0.0, min(time, row["lease_ends_at"] or time) - row["claimed_at"]
-        )
-    return {**row, "state": "open", "claimed_at": None}
+def _given_back(row: Row) -> Row:
+    row["spent_seconds"] += row.pop("held_for")
+    return {**row, "state": "open", "claimed_at": None} if row["state"] == "held" else row
 
 
 def _by_number(table: str, row: Row, numbers: Mapping[int, int]) -> Row:

@@ -1,13 +1,26 @@
-"""The one statement that claims a slot: all that must hold is asked for in it."""
+"""How a slot's hold begins, goes on and ends, with the time that it counts.
+
+One statement claims a slot: all that must hold is asked for in it. A hold that nobody ended has
+ended with its lease, whenever that is noticed: by a successor, or by the holder itself that was
+suspended with its machine and wakes. What lies between counts towards no budget.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.budget import time_is_up
+from dlnn_search.storage.budget import (
+    begin_spell,
+    earlier,
+    end_spell,
+    held_seconds,
+    time_is_up,
+)
 from dlnn_search.storage.schema import now, slots, studies
 
 # Written out, not bound: only so a database sees that its index of just these rows will do.
@@ -60,3 +73,53 @@ def lease_end(study_id: int) -> sa.ColumnElement[float]:
     """Return when a lease ends that begins now."""
     lease = sa.select(studies.c.lease_seconds).where(studies.c.id == study_id)
     return now() + lease.scalar_subquery()
+
+
+def prolong(connection: Connection, slot_id: int, fence: int, **values: Any) -> bool:
+    """Let a held slot's lease begin anew, and write other values with it.
+
+    Returns:
+        Whether this fence's holder still has the slot; if not, nothing was written.
+    """
+    lease = sa.select(studies.c.lease_seconds).where(studies.c.id == slots.c.study_id)
+    values["lease_ends_at"] = now() + lease.scalar_subquery()
+    mine = slots.update().where(slots.c.id == slot_id, slots.c.fence == fence, HELD)
+    if connection.execute(mine.where(slots.c.lease_ends_at > now()).values(values)).rowcount:
+        return True
+    study_id = connection.scalar(sa.select(slots.c.study_id).where(slots.c.id == slot_id))
+    if study_id is None:
+        return False
+    end_spell(connection, study_id)
+    anew = {"claimed_at": now(), "spent_seconds": slots.c.spent_seconds + held_seconds()}
+    if not connection.execute(mine.values(values | anew)).rowcount:
+        return False
+    begin_spell(connection, study_id)
+    return True
+
+
+_RETURNED = ("id", "study_id", "number", "trial_number", "worker", "losses", "lease_ends_at")
+
+
+def hold_ended(where: sa.ColumnElement[bool], **values: Any) -> Any:
+    """Return the statement that ends slots' holds and returns them, for `end_holds`."""
+    return (
+        slots.update()
+        .where(where, HELD)
+        .values(
+            lease_ends_at=earlier(slots.c.lease_ends_at, now()),
+            claimed_at=None,
+            spent_seconds=slots.c.spent_seconds + held_seconds(),
+            **values,
+        )
+        .returning(*(slots.c[name] for name in _RETURNED))
+    )
+
+
+def end_holds(
+    connection: Connection, statement: Any, parameters: Mapping[str, Any] | None = None
+) -> Sequence[sa.Row[Any]]:
+    """End the holds of one study's slots, and its wall time if they were the last; return them."""
+    rows = connection.execute(statement, parameters or {}).all()
+    if rows:
+        end_spell(connection, rows[0].study_id, max(row.lease_ends_at for row in rows))
+    return rows

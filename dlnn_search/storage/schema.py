@@ -72,7 +72,7 @@ slots = Table(
     Column("memory_failures", Integer, nullable=False, server_default="0"),
     Column("worker", String(128)),  # its holder; of an open slot, who lost it
     Column("claim_token", String(32)),  # finds a claim again whose answer was lost
-    Column("lease_ends_at", Float),
+    Column("lease_ends_at", Float),  # of a slot that is not held: when it was given back
     Column("trial_id", Integer),
     Column("trial_number", Integer),
     Column("config", JSON),
@@ -85,7 +85,7 @@ slots = Table(
     Column("told", Integer, nullable=False),  # 1 when Optuna's trial has the outcome
     Column("claimed_at", Float),
     Column("settled_at", Float),
-    Column("spent_seconds", Float, nullable=False, server_default="0"),  # by earlier holders
+    Column("spent_seconds", Float, nullable=False, server_default="0"),  # of earlier holds
     Column("fingerprint", String(32)),  # of the config, to find one that was trained already
     Column("waits_for", Integer),  # the slot that trains the same config just now
     Column("reused_from", Integer),  # the slot whose result this one has

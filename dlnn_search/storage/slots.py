@@ -20,12 +20,10 @@ from sqlalchemy.engine import Connection, RowMapping
 from dlnn_search.errors import DlnnSearchError
 from dlnn_search.storage.budget import (
     begin_spell,
-    end_spell,
     extend_slots,
-    held_seconds,
     lock_study,
 )
-from dlnn_search.storage.claims import HELD, OPEN, claim_statement, lease_end
+from dlnn_search.storage.claims import HELD, OPEN, claim_statement, end_holds, hold_ended, prolong
 from dlnn_search.storage.control import Orders, read_orders
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import insert_event
@@ -142,7 +140,6 @@ class Slots:
         with self._database.transaction() as connection:
             row = connection.execute(mine).mappings().first() if token and again else None
             if row is None:
-                end_spell(connection, self._study_id, by_crash=True)
                 open_expired(connection, self._study_id, self._database.reach.seconds)
                 found = connection.execute(
                     claim_statement(self._study_id),
@@ -160,9 +157,7 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            _write_held(
-                connection, self._study_id, slot, trial_id=trial_id, trial_number=trial_number
-            )
+            _write_held(connection, slot, trial_id=trial_id, trial_number=trial_number)
 
     def trial_of(self, slot: Slot) -> int | None:
         """Return Optuna's id of the trial that the slot's present holder fills it with."""
@@ -188,7 +183,7 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            _write_held(connection, self._study_id, slot)
+            _write_held(connection, slot)
             # Another worker may have ended the spell in the moment of this one's claim.
             begin_spell(connection, self._study_id)
             orders = read_orders(connection, self._study_id)
@@ -226,7 +221,6 @@ class Slots:
                 )
                 if kind is not None:
                     self._event(connection, slot, kind, reason or failure or "")
-                end_spell(connection, self._study_id, by_crash=False)
 
     def release(self, slot: Slot, *, failure: str | None = None, reason: str | None = None) -> None:
         """Give the slot back unsettled; the next holder goes on from the last checkpoint.
@@ -240,23 +234,13 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            changed = connection.execute(
-                _held_by(slot).values(
-                    state="open",
-                    worker=None,
-                    lease_ends_at=None,
-                    claimed_at=None,
-                    spent_seconds=table.c.spent_seconds + held_seconds(),
-                    memory_failures=table.c.memory_failures + int(failure == "out_of_memory"),
-                )
-            )
-            if changed.rowcount != 1:
+            n_memory = table.c.memory_failures + int(failure == "out_of_memory")
+            if not _end_hold(connection, slot, state="open", memory_failures=n_memory):
                 if not _is_as(connection, slot, state="open"):
                     raise _lost(slot)
                 return
             if failure is not None:
                 self._event(connection, slot, failure, reason or failure)
-            end_spell(connection, self._study_id, by_crash=False)
 
     def release_of_dead(self, worker: str, *, is_loss: bool = True) -> None:
         """Open what a worker held that is known to have died.
@@ -267,12 +251,10 @@ class Slots:
         """
         with self._database.transaction() as connection:
             open_of_dead(connection, self._study_id, worker, is_loss=is_loss)
-            end_spell(connection, self._study_id, by_crash=False)
 
     def open_expired(self) -> None:
         """Open the slots whose lease ran out, each a loss, for a study that nobody claims in."""
         with self._database.transaction() as connection:
-            end_spell(connection, self._study_id, by_crash=True)
             open_expired(connection, self._study_id, self._database.reach.seconds)
 
     def untold(self) -> Sequence[Settled]:
@@ -343,32 +325,20 @@ def settle_held(connection: Connection, slot: Slot, outcome: Outcome, **values: 
     Raises:
         LostLeaseError: If another worker holds the slot, or it has another outcome.
     """
-    changed = connection.execute(
-        _held_by(slot).values(
-            state="done",
-            worker=None,
-            lease_ends_at=None,
-            claimed_at=None,
-            settled_at=now(),
-            spent_seconds=table.c.spent_seconds + held_seconds(),
-            outcome=outcome,
-            **values,
-        )
-    )
-    if changed.rowcount == 1:
+    if _end_hold(connection, slot, state="done", settled_at=now(), outcome=outcome, **values):
         return True
     if not _is_as(connection, slot, state="done", outcome=outcome):
         raise _lost(slot)
     return False
 
 
-def _held_by(slot: Slot) -> Any:
-    return table.update().where(table.c.id == slot.id, table.c.fence == slot.fence, HELD)
+def _end_hold(connection: Connection, slot: Slot, **values: Any) -> bool:
+    mine = sa.and_(table.c.id == slot.id, table.c.fence == slot.fence)
+    return len(end_holds(connection, hold_ended(mine, worker=None, **values))) == 1
 
 
-def _write_held(connection: Connection, study_id: int, slot: Slot, **values: Any) -> None:
-    changed = connection.execute(_held_by(slot).values(lease_ends_at=lease_end(study_id), **values))
-    if changed.rowcount != 1:
+def _write_held(connection: Connection, slot: Slot, **values: Any) -> None:
+    if not prolong(connection, slot.id, slot.fence, **values):
         raise _lost(slot)
 
 

@@ -26,6 +26,8 @@ from dlnn_search.storage.backup_write import (
 )
 from dlnn_search.storage.database import Database, shown
 from dlnn_search.storage.events import insert_event
+from dlnn_search.storage.losses import open_expired
+from dlnn_search.storage.reach import EVER_SECONDS
 
 
 def migrate(
@@ -152,11 +154,8 @@ def _marked(source: Database, target: Database, names: Sequence[str]) -> Iterato
             )
         )
         # Who was held up since with an expired lease changes nothing any more.
-        connection.execute(
-            slots.update()
-            .where(slots.c.study_id.in_([row.id for row in before]), slots.c.state == "held")
-            .values(state="open", fence=slots.c.fence + 1, lease_ends_at=None, claimed_at=None)
-        )
+        for row in before:
+            open_expired(connection, row.id, EVER_SECONDS)
     try:
         yield
     except BaseException:

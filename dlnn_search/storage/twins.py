@@ -12,8 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.budget import begin_spell, end_spell
-from dlnn_search.storage.claims import lease_end
+from dlnn_search.storage.claims import prolong
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import curves, slots, studies
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, insert_slot_event, settle_held
@@ -73,14 +72,8 @@ def find_twin(
         values: dict[str, Any] = {"fingerprint": fingerprint, "waits_for": None}
         if config is not None:
             values["config"] = config
-        changed = connection.execute(
-            slots.update()
-            .where(slots.c.id == slot.id, slots.c.fence == slot.fence, slots.c.state == "held")
-            .values(lease_ends_at=lease_end(study_id), **values)
-        )
-        if changed.rowcount != 1:
+        if not prolong(connection, slot.id, slot.fence, **values):
             raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
-        begin_spell(connection, study_id)  # as each renewal of a lease does
         twin = _first(connection, study_id, slot, fingerprint) if reuse else None
         if twin is not None and twin.outcome is None:
             connection.execute(
@@ -119,7 +112,6 @@ def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> No
         )
         connection.execute(curves.insert().from_select(["slot_id", *names], copied))
         insert_slot_event(connection, study_id, slot, "reused", words)
-        end_spell(connection, study_id, by_crash=False)
 
 
 def _lock_fingerprint(connection: Connection, study_id: int, fingerprint: str) -> None:
