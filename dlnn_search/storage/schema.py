@@ -128,7 +128,7 @@ workers = Table(
     Column("id", String(128), primary_key=True),
     Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
     Column("host", String(255), nullable=False),
-    Column("processes", String(128), nullable=False),
+    Column("processes", String(128), nullable=False),  # what its pid is counted in, its start
     Column("pid", Integer, nullable=False),
     # starting, training, waiting, paused, troubled (no data, disk or database), stopped
     Column("state", String(16), nullable=False),
@@ -139,7 +139,7 @@ workers = Table(
     Column("threads", Integer),
     Column("memory_bytes", BigInteger),
     Column("log", Text),  # its log's path on its host
-    Column("supervisor", String(64)),  # "pid start-time" of who looks after it; NULL: nobody
+    Column("supervisor", String(64)),  # "pid start" of who looks after it; NULL: nobody
     Column("slot_id", Integer),
     Column("trial_number", Integer),
     Column("epoch", Integer),
