@@ -113,7 +113,9 @@ def limit_moment(text: str | None) -> float | None:
             f"got '{text}'."
         ) from None
     if moment <= time.time():
-        now = datetime.now().isoformat(timespec="minutes")
+        from dlnn_search.storage.budget import time_words
+
+        now = time_words(time.time())
         raise UsageError(f"Expected a moment to come; '{text}' is over, it is {now} now.")
     return moment
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dlnn_search.report.status import StudyStatus, WorkerStatus
 from dlnn_search.report.words import duration, metric_name, metric_value
-from dlnn_search.storage.budget import BudgetUse
+from dlnn_search.storage.budget import BudgetUse, time_words
 from dlnn_search.storage.events import Event
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
@@ -94,7 +94,7 @@ def limits_words(use: BudgetUse) -> str:
         parts.append(f"worker-hours {_used(use.worker_used_seconds, use.worker_seconds)}")
     if use.deadline_at is not None:
         left = use.deadline_at - use.now
-        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(use.deadline_at))
+        at = time_words(use.deadline_at)
         parts.append(f"deadline {at}" + (f" (in {duration(left)})" if left > 0 else " (over)"))
     return ", ".join(parts)
 

@@ -338,5 +338,6 @@ def duration_words(seconds: float) -> str:
 
 
 def time_words(at: float) -> str:
-    """Return a moment as a date and time in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+    """Return a moment as this machine's clock shows it, and how far that is from UTC."""
+    words = time.strftime("%Y-%m-%d %H:%M UTC%z", time.localtime(at))
+    return f"{words[:-2]}:{words[-2:]}"
