@@ -98,9 +98,7 @@ def confirmed_config(candidate: Candidate) -> Config:
     origin = config.origin.model_copy(
         update={"confirmed_mean": candidate.mean, "confirmed_seeds": len(candidate.values)}
     )
-    # The first fresh seed is the one after the search's own.
-    training = config.training.model_copy(update={"seed": config.training.seed - 1})
-    return config.model_copy(update={"origin": origin, "training": training})
+    return config.model_copy(update={"origin": origin})
 
 
 def best_configs(database: Database, study: StoredStudy, n: int) -> list[Config]:
