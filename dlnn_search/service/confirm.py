@@ -10,7 +10,7 @@ from dlnn_search.config.seeds import fresh_seeds, is_of
 from dlnn_search.errors import UsageError
 from dlnn_search.report.confirmation import confirmation
 from dlnn_search.report.status import best_trials
-from dlnn_search.service.export import config_of
+from dlnn_search.service.export import config_of, searched_configs
 from dlnn_search.service.linked import enqueue
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
@@ -130,20 +130,14 @@ def _fresh_seeds(
 
 
 def _best_configs(database: Database, study: StoredStudy, top: int) -> list[Config]:
-    found = [
-        (trial.value or 0.0, config_of(study, trial))
-        for trial in best_trials(database, study, 4 * top)
-    ]
+    found = searched_configs(database, study, top)
     retuned = linked(database, study, "retune")
     if retuned is not None:
-        found += [
-            (trial.value or 0.0, config_of(retuned, trial))
-            for trial in best_trials(database, retuned, top)
-        ]
+        found += searched_configs(database, retuned, top)
     sign = 1 if study.direction == "minimize" else -1
-    found.sort(key=lambda pair: sign * pair[0])
+    found.sort(key=lambda config: sign * (config.origin.value if config.origin else 0.0))
     distinct: dict[str, Config] = {}
-    for _, config in found:
+    for config in found:
         distinct.setdefault(config.fingerprint(), config)
     return list(distinct.values())[:top]
 

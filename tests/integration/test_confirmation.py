@@ -12,9 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search import ClockNet, Clocks, Config, Conv, RandomSearch, Study, Training
+from dlnn_search.config import read_config
 from dlnn_search.config.seeds import fresh_seeds
 from dlnn_search.errors import UsageError
-from dlnn_search.report.comparison import compared
+from dlnn_search.report.comparison import compared, differences
 from dlnn_search.report.confirmation import Candidate, Confirmation, confirmation
 from dlnn_search.report.importance import importances
 from dlnn_search.report.retuning import retuning
@@ -294,6 +295,42 @@ def test_searches_are_compared_at_equal_budgets(searched: tuple[Database, Stored
     assert all(a >= b for a, b in zip(first.best, first.best[1:], strict=False) if a and b)
     with pytest.raises(UsageError, match="two or more"):
         compared(database, [stored, stored])
+
+
+def test_a_study_and_its_confirmation_have_the_same_data_and_epochs(
+    searched: tuple[Database, StoredStudy],
+) -> None:
+    database, stored = searched
+    confirmed(database, stored, top=2, seeds=2)
+    own = linked(database, stored, "confirm")
+    assert own is not None
+    assert differences(compared(database, [stored, own])) == []
+    longer = dataclasses.replace(STUDY, name="longer", epochs=77)
+    work_off(database, longer, lambda config: 7.0, n=1)
+    other = register(database, longer.name, longer.definition())
+    assert differences(compared(database, [other, own])) == ["epochs"]
+
+
+def test_all_distinct_configs_are_exported_and_told_where_fewer_than_asked_for_are_there(
+    database: Database, tmp_path: Path
+) -> None:
+    """Ten trials, two configs: the better one nine times."""
+
+    def narrow(trial: optuna.Trial) -> Config:
+        trial.suggest_float("unused", 0, 1)
+        return Config(model=ClockNet(blocks=(Conv(filters=8 if trial.number else 4),)))
+
+    study = dataclasses.replace(STUDY, space=narrow)
+    work_off(database, study, lambda config: float(-filters_of(config)), n=10)
+    stored = register(database, study.name, study.definition())
+    exported = export_best(database, stored, 3, tmp_path / "best.json")
+    assert [filters_of(read_config(path)) for path in exported.paths] == [8, 4]
+    assert exported.words.startswith(
+        "Asked for the best 3: 'made-up' has 10 complete trials, 2 distinct configs.\n"
+    )
+    both = export_best(database, stored, 2, tmp_path / "both.json")
+    assert len(both.paths) == 2 and "Asked for" not in both.words
+    assert plan_confirmation(database, stored, top=2, seeds=2, study_file=None).n_new == 4
 
 
 def test_what_mattered_comes_first(searched: tuple[Database, StoredStudy]) -> None:
