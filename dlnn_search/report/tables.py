@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from dlnn_search.errors import StorageError
 from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
-from dlnn_search.report.words import duration, metric_name, metric_value
+from dlnn_search.report.words import duration, metric_name, metric_value, moment_words
 from dlnn_search.search.convergence import CONVERGED
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import open_database
@@ -269,7 +268,7 @@ def ledger_table(openings: Iterable[Opening]) -> Table:
     for opening in openings:
         origin = "-" if opening.study is None else f"{opening.study} trial {opening.trial}"
         table.add_row(
-            datetime.fromtimestamp(opening.opened_at).strftime("%Y-%m-%d %H:%M"),
+            moment_words(opening.opened_at),
             opening.data,
             opening.fingerprint,
             origin,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from dlnn_search.metrics import IN_MINUTES
 
 
@@ -32,6 +34,11 @@ def metric_unit(metric: str) -> str:
 def metric_name(metric: str) -> str:
     """Return a metric's name in words."""
     return metric.replace("_", " ")
+
+
+def moment_words(seconds: float) -> str:
+    """Return a moment, in seconds since 1970, as a local date and time."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def count_words(n: int, thing: str) -> str:

@@ -77,6 +77,20 @@ def seeds_of(database: Database, study_ids: Sequence[int]) -> list[int]:
     return [int(row[0]) for row in rows]
 
 
+def family_of(database: Database, name: str) -> list[int]:
+    """Return a study with all that are linked with it; nothing where it is not known here."""
+    with database.transaction() as connection:
+        parent = connection.scalar(
+            sa.select(sa.func.coalesce(studies.c.parent, studies.c.name)).where(
+                studies.c.name == name
+            )
+        )
+        query = sa.select(studies.c.id).where(
+            sa.or_(studies.c.name == parent, studies.c.parent == parent)
+        )
+        return list(connection.scalars(query))
+
+
 def seed_of_trial(database: Database, study_id: int, trial: int) -> int | None:
     """Return the seed that a study's trial was trained with; None where it has no such trial."""
     with database.transaction() as connection:
