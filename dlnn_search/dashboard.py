@@ -135,7 +135,8 @@ def _application(database: Database) -> WSGIApplication:
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = _IMPORTANCES.fullmatch(environ.get("PATH_INFO", ""))
         if asked is None or _has_parameters(storage, int(asked[1])):
-            return dashboard(environ, start_response)
+            answer: Iterable[bytes] = dashboard(environ, start_response)
+            return answer
         body = b'{"param_importances": [[]]}'
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         start_response("200 OK", headers)

@@ -20,7 +20,7 @@ from dlnn_search.report.status import TrialStatus, best_trials, count_complete
 from dlnn_search.report.words import count_words, metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
-from dlnn_search.storage.links import parent_of
+from dlnn_search.storage.links import linked_name, parent_of
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:
     if winner is None:
         return (
             "Not confirmed: no trial came to its end with two fresh seeds, so this is the "
-            f"search's own winner. See why: dlnn-search trials {study.name}-confirm"
+            f"search's own winner. See why: dlnn-search trials {linked_name(study.name, 'confirm')}"
         )
     return (
         f"Confirmed: trial {winner.trial} of {winner.study}, {metric_name(study.metric)} "

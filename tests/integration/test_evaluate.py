@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlnn_search import ClockNet, Clocks, Config, Conv, Training
+from dlnn_search import ClockNet, Clocks, Config, Conv, Training, data
 from dlnn_search.config import Origin
 from dlnn_search.config.seeds import fresh_seeds
 from dlnn_search.data.split import Split
 from dlnn_search.errors import UsageError
-from dlnn_search.service import evaluate as module
 from dlnn_search.service.evaluate import Planned, evaluate, plan_evaluation
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
@@ -134,19 +133,19 @@ def test_a_second_test_wants_to_be_asked_for_and_overwrites_nothing(
 def test_an_interrupted_evaluation_ends_without_a_second_look(
     sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_test: Callable[..., Split] = module.data.load_test
+    load_test: Callable[..., Split] = data.load_test
     calls = 0
 
-    def killed_at_the_second(data: object, opening: LedgerEntry) -> Split:
+    def killed_at_the_second(of: object, opening: LedgerEntry) -> Split:
         nonlocal calls
         calls += 1
         if calls == 2:
             opening.record()
             raise KeyboardInterrupt
-        return load_test(data, opening)
+        return load_test(of, opening)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.data, "load_test", killed_at_the_second)
+        patch.setattr(data, "load_test", killed_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             run(sqlite_database, planned(sqlite_database, tmp_path, n=3))
     one, opened = openings(sqlite_database)
