@@ -139,6 +139,9 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Else the config's name, -test."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Test a config that was tested before.")
+    ] = False,
     study: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -155,7 +158,7 @@ def evaluate(
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
     read = bring_code(find_config(config), config, study)
-    folder = output or Path(config).with_name(f"{Path(config).stem}-test")
+    default = Path(config).with_name(f"{Path(config).stem}-test")
     for name, value in worker_environment(usable_cores()).items():
         os.environ.setdefault(name, value)
     database = open_database(database_url_of(storage), create=True)
@@ -163,11 +166,14 @@ def evaluate(
         import_tensorflow()
         from dlnn_search.report.evaluation import print_evaluation, progress
         from dlnn_search.service.evaluate import evaluate as run
+        from dlnn_search.service.evaluate import plan_evaluation
 
-        first = read.training.seed
-        with progress(read, range(first, first + seeds)) as on_epoch:
-            tested = run(read, database, folder, n_seeds=seeds, on_epoch=on_epoch)
-        print_evaluation(make_console(), read, tested, folder, database)
+        planned = plan_evaluation(
+            read, database, n_seeds=seeds, default=default, output=output, again=again
+        )
+        with progress(read, planned.seeds) as on_epoch:
+            tested = run(planned, database, on_epoch=on_epoch)
+        print_evaluation(make_console(), read, tested, planned.output, database)
     finally:
         database.close()
 

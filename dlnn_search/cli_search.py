@@ -141,15 +141,16 @@ def start(
     """Search with worker processes; go on where a start stopped."""
     from dlnn_search.report.live import LiveView
     from dlnn_search.report.tables import print_detached, print_end, print_ready
-    from dlnn_search.service.linked import find_study, is_linked_name
+    from dlnn_search.service.linked import find_study
     from dlnn_search.service.start import Detached, Wishes, start_detached
     from dlnn_search.service.start import start as run
     from dlnn_search.service.warm_start import WarmStart
     from dlnn_search.storage.budget import Budget
+    from dlnn_search.storage.links import is_linked_name, parent_and_kind
 
     console = make_console()
     if trials is not None and is_linked_name(study):
-        parent, _, kind = study.rpartition("-")
+        parent, kind = parent_and_kind(study)
         raise UsageError(
             f"The budget of '{study}' is what 'dlnn-search {kind} {parent}' gives it: "
             "expected no --trials."

@@ -269,6 +269,13 @@ def best_trials(database: Database, study: StoredStudy, n: int) -> list[TrialSta
     )
 
 
+def count_complete(database: Database, study: StoredStudy) -> int:
+    """Return how many trials of a study are complete."""
+    complete = sa.and_(slots.c.study_id == study.id, slots.c.outcome == "complete")
+    with database.transaction() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).where(complete)).scalar_one())
+
+
 def all_trials(database: Database, study: StoredStudy) -> list[TrialStatus]:
     """Return every trial that was begun, by number."""
     begun = sa.and_(slots.c.study_id == study.id, slots.c.trial_number.is_not(None))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 
@@ -17,23 +17,18 @@ from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
 from dlnn_search.search.optuna_study import open_optuna_study
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import StoredStudy, all_studies, register
-from dlnn_search.storage.links import add_given, first_config, parent_of, set_parent
+from dlnn_search.storage.links import (
+    Kind,
+    add_given,
+    first_config,
+    is_linked_name,
+    linked_name,
+    parent_and_kind,
+    parent_of,
+    set_parent,
+)
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.study_files import bring_code, load_study
-
-Kind = Literal["confirm", "retune"]
-KINDS: tuple[Kind, ...] = ("confirm", "retune")
-
-
-def is_linked_name(name: str) -> bool:
-    """Whether a name is that of a linked study, by how it ends."""
-    return not name.endswith(".py") and name.endswith(tuple(f"-{kind}" for kind in KINDS))
-
-
-def linked(database: Database, parent: StoredStudy, kind: Kind) -> StoredStudy | None:
-    """Return a study's linked study, if it has one."""
-    name = f"{parent.name}-{kind}"
-    return next((stored for stored in all_studies(database) if stored.name == name), None)
 
 
 def enqueue(
@@ -52,7 +47,8 @@ def enqueue(
         UsageError: If the configs need own code, and `study_file` does not bring it.
         StorageError: If the database fails.
     """
-    study = _study(f"{parent.name}-{kind}", parent.metric, parent.direction, configs[0], study_file)
+    name = linked_name(parent.name, kind)
+    study = _study(name, parent.metric, parent.direction, configs[0], study_file)
     stored = register(database, study.name, study.definition())
     set_parent(database, stored.id, parent.name)
     open_optuna_study(study, database)
@@ -82,7 +78,7 @@ def find_study(name_or_file: str, url: str, *, quick: bool, study_file: str | No
                     return _study(stored.name, stored.metric, stored.direction, example, study_file)
     finally:
         database.close()
-    parent, _, kind = name_or_file.rpartition("-")
+    parent, kind = parent_and_kind(name_or_file)
     raise UsageError(
         f"The database has no study '{name_or_file}'. It is made by "
         f"'dlnn-search {kind} {parent}', once that study has complete trials."
@@ -103,9 +99,10 @@ def _study(
     def given(trial: optuna.Trial) -> Config:
         """Stand for the slots' configs, where one is looked at before a slot is claimed."""
         if trial.study.study_name == name:
+            parent, kind = parent_and_kind(name)
             raise StudyError(
                 f"'{name}' trains given configs and has no space to search. Extend it with "
-                f"'dlnn-search {name.rpartition('-')[2]} {name.rpartition('-')[0]}'."
+                f"'dlnn-search {kind} {parent}'."
             )
         return example
 
