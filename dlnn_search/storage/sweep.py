@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import sqlite3
 import time
@@ -13,12 +12,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dlnn_search.storage.artifacts import (
-    CHECKPOINTS,
-    Artifact,
-    artifacts_of,
-    drop,
-)
+from dlnn_search.files import CHECKPOINTS, is_cut_off
+from dlnn_search.storage.artifacts import Artifact, artifacts_of, drop
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.place import place_of
 from dlnn_search.storage.schema import artifacts, slots, studies
@@ -26,8 +21,6 @@ from dlnn_search.storage.schema import artifacts, slots, studies
 #: A trial that was settled a moment ago may still get its checkpoint registered, and a file that
 #: was written a moment ago may belong to a study that is just being made.
 MIN_AGE_SECONDS = 600.0
-
-_PARTIAL = re.compile(r"\.last(-\d+)?\.npz\.\d+")
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ def _of_study(database: Database, study_id: int, folder: Path, min_age: float) -
             found += [
                 Orphan(path, f"{words}: cut off while it was written", path.stat().st_size)
                 for path in sorted(place.iterdir())
-                if _PARTIAL.fullmatch(path.name)
+                if is_cut_off(path)
             ]
     return found
 
