@@ -17,6 +17,7 @@ from dlnn_search import data
 from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.split import TrainingData
 from dlnn_search.errors import OutageError, StorageError
+from dlnn_search.files import slot_path
 from dlnn_search.search.failures import POLICIES, Kind, failure_of
 from dlnn_search.search.optuna_study import storage_of
 from dlnn_search.search.outbox import Outbox
@@ -92,7 +93,7 @@ class Objective:
 
     def folder(self, slot: Slot) -> Path:
         """Where the slot's checkpoints are kept."""
-        return checkpoint_folder(self._database, self._study.name, slot.number)
+        return (self._database.files / slot_path(self._study.name, slot.number)).parent
 
     def __call__(self, trial: optuna.Trial, slot: Slot) -> Verdict:
         """Train a trial, or go on with one, to its end or an interruption.
@@ -336,11 +337,6 @@ def _clear_what_is_damaged(folder: Path, fingerprint: str, *, is_new: bool) -> s
         checkpoint.clear()
         return "its checkpoint is of another config"
     return None
-
-
-def checkpoint_folder(database: Database, study_name: str, slot_number: int) -> Path:
-    """Return the folder of a slot's checkpoints."""
-    return database.files / "checkpoints" / study_name / str(slot_number)
 
 
 @functools.lru_cache(maxsize=4)

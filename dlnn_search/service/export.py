@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlnn_search import __version__
 from dlnn_search.config import Config, Origin
 from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.files import written_whole
 from dlnn_search.report.confirmation import (
     Candidate,
     Confirmation,
@@ -190,11 +189,8 @@ def config_of(study: StoredStudy, trial: TrialStatus) -> Config:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.files import generations, latest_checkpoint, slot_path, written_whole
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import checkpoint_file, slot_path
 from dlnn_search.storage.backup_file import BackupReader, BackupWriter
 from dlnn_search.storage.backup_rows import StudyRows, check_row, read_study
 from dlnn_search.storage.backup_snapshot import snapshot
@@ -208,7 +207,13 @@ def checkpoints_of(copy: StudyRows, files: Path) -> dict[int, Path]:
         if row["state"] == "open" and row.get("trial_number") is not None
     }
     paths = {slot: files / slot_path(copy.name, slot) for slot in sorted(kept | begun)}
-    return {slot: checkpoint_file(path.parent) or path for slot, path in paths.items()}
+    return {slot: _latest(path) for slot, path in paths.items()}
+
+
+def _latest(path: Path) -> Path:
+    with contextlib.suppress(OSError):
+        return latest_checkpoint(path.parent) or path
+    return path
 
 
 def forget_unreachable(copy: StudyRows, there: set[int]) -> int:
@@ -238,21 +243,16 @@ class PutFiles:
             StorageError: If the disk is full or cannot be written.
         """
         target = self.files / place
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        is_new = not target.exists()
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with written_whole(target) as partial, partial.open("wb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if not target.exists():
+            if is_new:
                 self._put.append(target)
-            partial.replace(target)
-            for path in target.parent.glob("last-*.npz"):  # of a study that is gone: it would count
-                path.unlink()
+            for generation, path in generations(target.parent).items():
+                if generation:  # of a study that is gone: it would count
+                    path.unlink()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             raise StorageError(f"Cannot write '{target}': {error.strerror or error}.") from error
 
     def copy(self, path: str, source: Path) -> bool:

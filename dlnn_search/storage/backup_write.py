@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.files import slot_path
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import slot_path
 from dlnn_search.storage.backup_optuna import (
     finish_optuna_study,
     remove_unfinished,

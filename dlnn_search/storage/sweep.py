@@ -17,13 +17,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from dlnn_search.errors import StorageError
-from dlnn_search.storage.artifacts import (
-    CHECKPOINTS,
-    FILE,
-    Artifact,
-    artifacts_of,
-    drop,
-)
+from dlnn_search.files import CHECKPOINT, CHECKPOINTS, is_cut_off
+from dlnn_search.storage.artifacts import Artifact, artifacts_of, drop
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.place import place_of
 from dlnn_search.storage.schema import artifacts, ledger, slots, studies
@@ -40,7 +35,6 @@ FINISHED = "finished"
 EARLIER_SECONDS = 86_400.0
 
 _FOLDS = re.compile(r"[0-9a-f]{12}-(\d+)-folds", re.ASCII)
-_PARTIAL = re.compile(r"\.last(-\d+)?\.npz\.\d+")
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,7 @@ def _n_epochs(folder: Path) -> int:
     """Return how many epochs a checkpoint holds; 0 where it cannot be read."""
     with (
         contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile),
-        np.load(folder / FILE, allow_pickle=False) as file,
+        np.load(folder / CHECKPOINT, allow_pickle=False) as file,
     ):
         return len(json.loads(bytes(file["meta"]))["curve"])
     return 0
@@ -201,7 +195,7 @@ def _of_study(database: Database, study_id: int, folder: Path, min_age: float) -
             found += [
                 Orphan(path, f"{words}: cut off while it was written", path.stat().st_size)
                 for path in sorted(place.iterdir())
-                if _PARTIAL.fullmatch(path.name)
+                if is_cut_off(path)
             ]
     return found
 

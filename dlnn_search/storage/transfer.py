@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.files import slot_path
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import slot_path
 from dlnn_search.storage.backup import (
     Copied,
     PutFiles,

@@ -18,9 +18,10 @@ from dlnn_search.cli_storage import backup as backup_command
 from dlnn_search.cli_storage import migrate_from as migrate_command
 from dlnn_search.cli_storage import restore as restore_command
 from dlnn_search.errors import StorageError, StudyError, UsageError
+from dlnn_search.files import latest_checkpoint, slot_path
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.storage import backup_write, schema
-from dlnn_search.storage.artifacts import artifacts_of, checkpoint_file, sha256_of, slot_path
+from dlnn_search.storage.artifacts import artifacts_of, sha256_of
 from dlnn_search.storage.backup import back_up, restore
 from dlnn_search.storage.backup_rows import StudyRows, read_study
 from dlnn_search.storage.budget import budget_use
@@ -105,7 +106,7 @@ def assert_goes_on(database: Database, name: str = NAME) -> None:
         assert slot is not None
         assert slot.number == number
         assert begin_trial(trials, study, slot).number == number
-        path = checkpoint_file((database.files / slot_path(name, number)).parent)
+        path = latest_checkpoint((database.files / slot_path(name, number)).parent)
         assert path is not None
         assert path.read_bytes() == checkpoint(number)
     with database.transaction() as connection:
