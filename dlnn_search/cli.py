@@ -20,12 +20,8 @@ from dlnn_search import (
     cli_search,
     cli_storage,
 )
-from dlnn_search.errors import DlnnSearchError
+from dlnn_search.errors import DlnnSearchError, ExitCode
 from dlnn_search.secret import STORAGE_PASSWORD, hidden, taken_off_command_line
-
-EXIT_INTERRUPTED = 130
-#: An error of ours, not of the user (BSD's sysexits.h, EX_SOFTWARE).
-EXIT_BUG = 70
 
 
 class _Group(TyperGroup):
@@ -41,10 +37,10 @@ class _Group(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:  # `dlnn-search trials ... | head`
             sys.stderr.close()
-            raise typer.Exit(0) from None
+            raise typer.Exit(ExitCode.DONE) from None
         except Exception as error:
             if _is_typers(error):
                 raise
@@ -58,7 +54,7 @@ class _Group(TyperGroup):
                 + what_to_do,
                 file=sys.stderr,
             )
-            raise typer.Exit(EXIT_BUG) from error
+            raise typer.Exit(ExitCode.BUG) from error
 
 
 def _print_traceback() -> None:

@@ -17,15 +17,13 @@ from dlnn_search.cli_options import (
     open_known,
     storage_words,
 )
-from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.errors import ExitCode, StorageError, UsageError
 
 if TYPE_CHECKING:
     from dlnn_search.report.confirmation import Confirmation
     from dlnn_search.service.confirm import Planned
     from dlnn_search.storage.database import Database
     from dlnn_search.storage.definitions import StoredStudy
-
-EXIT_INTERRUPTED = 130
 
 
 def lr_range(
@@ -107,7 +105,7 @@ def confirm(
     finally:
         database.close()
     if not ended:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def retune(
@@ -136,7 +134,7 @@ def retune(
     finally:
         database.close()
     if not ended:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def print_linked(name: str, url: str, where: str) -> None:

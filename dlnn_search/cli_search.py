@@ -17,9 +17,7 @@ from dlnn_search.cli_options import (
     parse_duration,
     storage_words,
 )
-from dlnn_search.errors import StudyError, UsageError
-
-EXIT_INTERRUPTED = 130
+from dlnn_search.errors import ExitCode, UsageError
 
 StudyOrFile = Annotated[
     str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
@@ -219,7 +217,7 @@ def start(
 
         print_linked(study, url, where)
     if not started.by_itself:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def worker(
@@ -316,7 +314,7 @@ def validate(
     from dlnn_search.service.validate import validate as run
 
     if print_checks(make_console(), loaded, run(loaded)):
-        raise typer.Exit(StudyError.exit_code)
+        raise typer.Exit(ExitCode.STUDY)
 
 
 def doctor(storage: StorageOption = None) -> None:
@@ -331,7 +329,7 @@ def doctor(storage: StorageOption = None) -> None:
         console.print(f"{finding.about}: {finding.words}", markup=False, soft_wrap=True)
         lacking += finding.verdict == "lacking"
     if lacking:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def dashboard(

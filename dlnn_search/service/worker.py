@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from dlnn_search.errors import DlnnSearchError, OutageError, StudyError
+from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
 from dlnn_search.search.claiming import Claim, Claimed
 from dlnn_search.search.objective import Objective, Verdict
 from dlnn_search.search.optuna_study import (
@@ -28,7 +28,7 @@ from dlnn_search.service.ending import Ending
 from dlnn_search.service.interruption import Interruption
 from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
-from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
+from dlnn_search.service.memory import MemoryWatch
 from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.control import Orders, stop_after_bugs
 from dlnn_search.storage.control import orders as orders_of
@@ -50,10 +50,6 @@ SWEEP_SECONDS = 30.0
 MAX_BUGS_IN_A_ROW = 3
 #: A database that is away when the worker ends is tried that long: a killer may wait.
 LAST_WORDS_SECONDS = 3.0
-
-EXIT_DONE = 0
-#: Interrupted by a signal: slots released, checkpoints kept. 128 + SIGINT, as shells have it.
-EXIT_INTERRUPTED = 130
 
 T = TypeVar("T")
 
@@ -80,8 +76,8 @@ def run_worker(
         about: What its row says of it: `gpu`, `threads`, `log`, `supervisor`.
 
     Returns:
-        `EXIT_DONE` where the budget is used up or the study was asked to stop;
-        `EXIT_INTERRUPTED` after a signal; `EXIT_RECYCLED` when memory has grown.
+        `ExitCode.DONE` where the budget is used up or the study was asked to stop;
+        `ExitCode.INTERRUPTED` after a signal; `ExitCode.RECYCLED` when memory has grown.
 
     Raises:
         UsageError: If the study was never started.
@@ -139,7 +135,7 @@ class _Worker:
         except OutageError:
             if not self._interrupted.by_signal:
                 raise
-            return EXIT_INTERRUPTED
+            return ExitCode.INTERRUPTED
         finally:
             # The disk or the server may be what failed: the lease then ends by itself.
             with suppress(DlnnSearchError):
@@ -165,8 +161,8 @@ class _Worker:
                 words = f"Worker {self._presence.worker} ends: its {grown}. A new one may start."
                 self._event("recycled", words)
                 self._show(message=grown)
-                return EXIT_RECYCLED
-        return EXIT_INTERRUPTED
+                return ExitCode.RECYCLED
+        return ExitCode.INTERRUPTED
 
     def _claim(self) -> Claimed:
         worker = self._presence.worker
@@ -200,7 +196,7 @@ class _Worker:
         if words is not None:
             log.warning("%s", words)
             self._show(message=words)
-        return EXIT_DONE
+        return ExitCode.DONE
 
     def _hold(self, slot: Slot, claimed: Claimed) -> Verdict | None:
         """Train a slot's trial and store what came of it; None where the slot was lost."""
