@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -129,7 +132,23 @@ def main() -> None:
     others = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if len(others) < len(sys.argv) - 1:
         sys.argv[1:] = ["--debug", *others]
-    app(prog_name="dlnn-search")
+    with _ending_by_signals():
+        app(prog_name="dlnn-search")
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does: by a KeyboardInterrupt, never by exit code 143.
+
+    What is done inside may hear signals in its own way. Afterwards none is heard any more: Python
+    takes its handlers off while it ends, which lasts a second where TensorFlow was loaded.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _hide_password() -> None:

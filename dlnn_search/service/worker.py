@@ -88,9 +88,11 @@ def run_worker(
     """
     stored = join_study(study, database)
     study = database.retrying(lambda: with_kept_rate(study, database, stored))
-    presence = Presence(database, stored.id, name, **about)
     interrupted = Interruption(alone=about.get("supervisor") is None)
-    return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
+    # From before its row is made until after it says that the worker ended.
+    with interrupted.listening():
+        presence = Presence(database, stored.id, name, **about)
+        return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
 
 
 class _Worker:
@@ -129,9 +131,8 @@ class _Worker:
 
     def run(self, prepare: Callable[[], None]) -> int:
         try:
-            with self._interrupted.listening():
-                prepare()
-                return self._work()
+            prepare()
+            return self._work()
         except OutageError:
             if not self._interrupted.by_signal:
                 raise

@@ -95,6 +95,15 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "WAIT_SECONDS", 0.2)
 
 
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A worker that was asked to end keeps its own, to its process's end: here that is pytest's."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def begun(sqlite_database: Database) -> Begun:
     return Begun(sqlite_database, study_of(epochs=EPOCHS), n_slots=3)
