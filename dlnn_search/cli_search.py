@@ -134,6 +134,10 @@ def start(
             show_default=False,
         ),
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Begin anew; the trials so far stay under another name."),
+    ] = False,
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
@@ -167,6 +171,7 @@ def start(
         sampler=sampler,
         warm=WarmStart(source, top, tuple(enqueue or ())) if source or enqueue else None,
         stop_when_converged=stop_when_converged,
+        fresh=fresh,
         timeout_seconds=None if timeout is None else parse_duration(timeout),
     )
     given = {

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import optuna
@@ -30,7 +31,7 @@ from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.memory import MemoryWatch
 from dlnn_search.storage.budget import budget_use
-from dlnn_search.storage.control import Orders, stop_after_bugs
+from dlnn_search.storage.control import Orders, is_first, set_control, stop_after_bugs
 from dlnn_search.storage.control import orders as orders_of
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
@@ -228,6 +229,10 @@ class _Worker:
         if self._interrupted.now and (verdict.outcome == "failed" or verdict.trouble):
             # Libraries turn the interruption into errors of their own: the trial is not to blame.
             verdict = Verdict(None)
+        if verdict.failure == "bug" and self._retrying(
+            lambda: is_first(self._database, self._study_id, slot.id)
+        ):
+            verdict = replace(verdict, outcome=None)  # it costs nothing: the search ends here
         if trial is not None and verdict.twin is not None and verdict.twin.outcome is not None:
             return self._reuse(slot, trial, verdict.twin)
         if trial is None or verdict.outcome is None:
@@ -351,6 +356,17 @@ class _Worker:
             return
         log.error("%s", verdict.bug)
         traceback = verdict.bug
+        if verdict.outcome is None:
+            worker = self._presence.worker
+            self._retrying(
+                lambda: set_control(
+                    self._database, self._study_id, "stop", traceback, worker=worker
+                )
+            )
+            raise StudyError(
+                f"The first trial of '{self._study.name}' failed, which cost no part of the "
+                f"budget: {verdict.reason}\nMend the study, then start it again."
+            )
         stopped = self._retrying(
             lambda: stop_after_bugs(
                 self._database,

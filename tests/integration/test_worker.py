@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -24,8 +25,8 @@ from dlnn_search.service.interruption import GRACE_SECONDS
 from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
-from dlnn_search.storage.control import go_on, orders, set_control
-from dlnn_search.storage.curves import curve_of_slot
+from dlnn_search.storage.control import go_on, is_first, orders, set_control
+from dlnn_search.storage.curves import Point, curve_of_slot, replace_curve
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.events import last_events
@@ -341,11 +342,66 @@ def broken_space(trial: optuna.Trial) -> Config:
     raise KeyError("units")
 
 
-def test_bugs_in_a_row_stop_the_study_until_it_is_started_again(
+def broken_after_the_first(trial: optuna.Trial) -> Config:
+    return broken_space(trial) if trial.number else three_choices(trial)
+
+
+def test_a_bug_in_the_first_trial_ends_the_search_at_once_and_costs_nothing(
     sqlite_database: Database,
 ) -> None:
     study = Study(
         space=broken_space, data=Mnist(), minimize="loss", sampler=RandomSearch(), name="broken"
+    )
+    begun = Begun(sqlite_database, study, n_slots=3)
+    line = broken_space.__code__.co_firstlineno + 2
+    with pytest.raises(StudyError) as told:
+        begun.work()
+    said = str(told.value)
+    assert "The first trial of 'broken' failed, which cost no part of the budget" in said
+    assert "KeyError: 'units'" in said and f"({__file__}, line {line})" in said
+    assert [(row.state, row.losses) for row in begun.rows()] == [("open", 0)] * 3
+    assert [trial.state for trial in begun.optuna_study.trials] == [TrialState.WAITING]
+    assert orders(begun.database, begun.id).control == "stop"
+    assert begun.kinds() == ["bug", "stopped"]
+    begun.assert_nothing_runs()
+    assert begun.work("later") == ExitCode.DONE, "until somebody sets it going"
+    mended = dataclasses.replace(study, space=three_choices, epochs=EPOCHS)
+    said_so: list[str] = []
+    again = register(begun.database, "broken", mended.definition(), fresh=False, say=said_so.append)
+    assert again.id != begun.id
+    assert said_so == [
+        "'broken' begins anew. Its trials so far are kept: dlnn-search trials broken-old-1"
+    ]
+    mended_study = Begun(begun.database, mended, n_slots=3)
+    assert mended_study.work("mended") == ExitCode.DONE
+    mended_study.assert_all_done()
+
+
+def test_trials_are_first_ones_until_one_has_ended_or_another_has_trained(begun: Begun) -> None:
+    one, two = claimed(begun.slots, "a"), claimed(begun.slots, "b")
+    assert is_first(begun.database, begun.id, one.id)
+    begun.slots.release(one, failure="bug")
+    assert is_first(begun.database, begun.id, two.id), "it began at the same time"
+    point = Point(1, {"loss": 1.0}, 1.0, 1.0)
+    assert replace_curve(
+        begun.database, two.id, two.fence, [point], place="p", worker="b", words=None
+    )
+    assert is_first(begun.database, begun.id, two.id), "its own epochs prove nothing of its end"
+    assert not is_first(begun.database, begun.id, one.id)
+    begun.slots.settle(two, "failed", failure="diverged")
+    assert not is_first(begun.database, begun.id, two.id)
+
+
+def test_bugs_in_a_row_stop_the_study_until_it_is_started_again(
+    sqlite_database: Database,
+) -> None:
+    study = Study(
+        space=broken_after_the_first,
+        data=Mnist(),
+        minimize="loss",
+        sampler=RandomSearch(),
+        epochs=1,
+        name="broken",
     )
     begun = Begun(sqlite_database, study, n_slots=9)
     with pytest.raises(StudyError, match=r"3 trials in a row failed.*KeyError: 'units'"):
@@ -354,14 +410,14 @@ def test_bugs_in_a_row_stop_the_study_until_it_is_started_again(
     assert asked.control == "stop"
     assert asked.reason is not None and asked.reason.count("Traceback") >= 1
     assert "KeyError: 'units'" in asked.reason
-    assert [row.failure for row in begun.rows()] == ["bug"] * 3 + [None] * 6
+    assert [row.failure for row in begun.rows()] == [None] + ["bug"] * 3 + [None] * 5
     begun.assert_nothing_runs()
     assert begun.work("later") == ExitCode.DONE
-    assert len(begun.optuna_study.trials) == 3
+    assert len(begun.optuna_study.trials) == 4
     go_on(begun.database, begun.id)
     with pytest.raises(StudyError):
         begun.work("again")
-    assert len(begun.optuna_study.trials) == 6
+    assert len(begun.optuna_study.trials) == 7
 
 
 def three_choices(trial: optuna.Trial) -> Config:
