@@ -52,7 +52,7 @@ def status(
         raise UsageError("Expected --watch or --json, got both: call --json again and again.")
     if watch and study is None:
         raise UsageError("Expected a study with --watch: dlnn-search status STUDY --watch")
-    database = open_known(storage)
+    database = open_known("status", storage)
     try:
         if study is None:
             _show_all(database, as_json)
@@ -185,7 +185,7 @@ def _ask(study: str, control: str, reason: str | None, storage: str | None) -> N
     from dlnn_search.storage.control import Control, set_control
 
     console = make_console()
-    database = open_known(storage)
+    database = open_known("stop", storage)
     try:
         stored = _find(database, study)
         changed = set_control(database, stored.id, cast(Control, control), reason)
@@ -249,7 +249,7 @@ def logs(
 
     if n < 0:
         raise UsageError(f"Expected a number of lines from 0 on, got -n {n}.")
-    database = open_known(storage)
+    database = open_known("logs", storage)
     try:
         stored = _find(database, study)
         here, elsewhere = find_logs(database, stored, worker)

@@ -23,6 +23,15 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 MAX_SECONDS = 100 * 365.25 * 86_400
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
+#: The commands that only read: nothing is written, and the folder need not be writable. So do
+#: `studies`, `doctor`, `lr-range` and `dashboard --read-only`, which work without a database, too.
+ONLY_READ = frozenset(
+    {
+        *("status", "logs", "trials", "best", "regions", "ledger", "export"),
+        *("importance", "compare", "plots", "storage info", "storage backup"),
+    }
+)
+
 StorageOption = Annotated[
     str | None,
     typer.Option(
@@ -131,11 +140,11 @@ def database_url_of(storage: str | None) -> str:
     return database_url(storage)
 
 
-def open_known(storage: str | None) -> Database:
-    """Open a database that holds studies already."""
+def open_known(command: str, storage: str | None) -> Database:
+    """Open a database that holds studies already, for a command; `ONLY_READ` says how."""
     from dlnn_search.storage.database import open_database
 
-    return open_database(database_url_of(storage), create=False)
+    return open_database(database_url_of(storage), create=False, read_only=command in ONLY_READ)
 
 
 def params_by_trial(database: Database, study: str) -> dict[int, dict[str, Any]]:

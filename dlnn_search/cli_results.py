@@ -35,7 +35,7 @@ def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import print_trials
     from dlnn_search.storage.definitions import find
 
-    database = open_known(storage)
+    database = open_known("trials", storage)
     try:
         stored = find(database, study)
         rows = all_trials(database, stored)
@@ -54,7 +54,7 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.storage.curves import curve_of_slot
     from dlnn_search.storage.definitions import find
 
-    database = open_known(storage)
+    database = open_known("best", storage)
     try:
         stored = find(database, study)
         found = best_trials(database, stored, 1)
@@ -101,7 +101,7 @@ def export(
     # A model's config stands beside it, as `predict` expects.
     output = output or Path(model or "").with_suffix(".json")
     check_wishes(top, output, model)
-    database = open_known(storage)
+    database = open_known("export", storage)
     try:
         stored = find(database, study)
         written = None if model is None else _write_model(database, stored, model, code)
@@ -238,7 +238,7 @@ def ledger(storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import ledger_table
     from dlnn_search.storage.ledger import openings
 
-    database = open_known(storage)
+    database = open_known("ledger", storage)
     try:
         opened = openings(database)
         if not opened:

@@ -17,9 +17,7 @@ from dlnn_search.cli_options import (
     parse_duration,
     storage_words,
 )
-from dlnn_search.errors import StudyError, UsageError
-
-EXIT_INTERRUPTED = 130
+from dlnn_search.errors import ExitCode, UsageError
 
 StudyOrFile = Annotated[
     str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
@@ -136,6 +134,10 @@ def start(
             show_default=False,
         ),
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Begin anew; the trials so far stay under another name."),
+    ] = False,
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
@@ -170,6 +172,7 @@ def start(
         sampler=sampler,
         warm=WarmStart(source, top, tuple(enqueue or ())) if source or enqueue else None,
         stop_when_converged=stop_when_converged,
+        fresh=fresh,
         timeout_seconds=None if timeout is None else parse_duration(timeout),
     )
     given = {
@@ -220,7 +223,7 @@ def start(
 
         print_linked(study, url, where)
     if not started.by_itself:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def worker(
@@ -317,7 +320,7 @@ def validate(
     from dlnn_search.service.validate import validate as run
 
     if print_checks(make_console(), loaded, run(loaded)):
-        raise typer.Exit(StudyError.exit_code)
+        raise typer.Exit(ExitCode.STUDY)
 
 
 def doctor(storage: StorageOption = None) -> None:
@@ -332,7 +335,7 @@ def doctor(storage: StorageOption = None) -> None:
         console.print(f"{finding.about}: {finding.words}", markup=False, soft_wrap=True)
         lacking += finding.verdict == "lacking"
     if lacking:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def dashboard(

@@ -45,7 +45,7 @@ def print_studies(console: Console, studies: Sequence[Study], url: str) -> None:
 
 def _searched(url: str) -> dict[str, str]:
     try:
-        database = open_database(url, create=False)
+        database = open_database(url, create=False, read_only=True)
     except StorageError:  # no database yet: nothing was searched
         return {}
     try:

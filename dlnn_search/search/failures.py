@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dlnn_search.errors import (
@@ -70,6 +72,13 @@ _OF_MEMORY = (
 )
 
 
+#: Where no user writes: this package, Python's own library, and what is installed.
+_OTHERS_CODE = (
+    Path(__file__).parents[1],
+    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")),
+)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a trial could not be trained now.
@@ -113,7 +122,18 @@ def failure_of(error: Exception, *, had_data: bool) -> Failure:
         return Failure(None, reason)
     if isinstance(error, DivergedError):
         return Failure("diverged", reason)
-    return Failure("bug", reason, "".join(traceback.format_exception(error)))
+    where = _place_in_own_code(error)
+    return Failure("bug", reason + where, "".join(traceback.format_exception(error)))
+
+
+def _place_in_own_code(error: BaseException) -> str:
+    """Return ` (FILE, line N)` of the user's code where an error arose; nothing where in none."""
+    for cause in reversed(list(_causes(error))):
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            path = Path(frame.filename)
+            if path.is_file() and not any(map(path.is_relative_to, _OTHERS_CODE)):
+                return f" ({path}, line {frame.lineno})"
+    return ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -179,7 +179,7 @@ def _database(storage: str | None) -> Iterator[Finding]:
         if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
             yield Finding("good", "database", f"{shown(url)} will be made by the first start")
             return
-        database = open_database(url, create=False)
+        database = open_database(url, create=False, read_only=True)
     except DlnnSearchError as error:
         yield Finding("lacking", "database", str(error))
         return

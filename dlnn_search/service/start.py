@@ -58,6 +58,7 @@ class Wishes:
         timeout_seconds: After it the workers of this start finish their epoch and stop.
         warm: What to try first.
         stop_when_converged: For all workers; None: as before, at first the study's own.
+        fresh: Begin anew; the trials so far are kept under another name.
     """
 
     n_workers: int | None = None
@@ -70,6 +71,7 @@ class Wishes:
     sampler: str | None = None
     warm: WarmStart | None = None
     stop_when_converged: bool | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.n_workers is not None and not 0 <= self.n_workers <= MAX_WORKERS:
@@ -259,7 +261,7 @@ def _prepared(
     example = example_config(study)
     database = open_database(url, create=True)
     try:
-        stored = register(database, study.name, study.definition())
+        stored = register(database, study.name, study.definition(), fresh=wishes.fresh, say=say)
         optuna_study = open_optuna_study(study, database)
         if wishes.sampler is not None:
             with storage_errors(database.url):

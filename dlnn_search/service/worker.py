@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from dlnn_search.errors import DlnnSearchError, OutageError, StudyError
+from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
 from dlnn_search.search.claiming import Claim, Claimed
 from dlnn_search.search.objective import Objective, Verdict
 from dlnn_search.search.optuna_study import (
@@ -28,9 +29,9 @@ from dlnn_search.service.ending import Ending
 from dlnn_search.service.interruption import Interruption
 from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
-from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
+from dlnn_search.service.memory import MemoryWatch
 from dlnn_search.storage.budget import budget_use
-from dlnn_search.storage.control import Orders, stop_after_bugs
+from dlnn_search.storage.control import Orders, is_first, set_control, stop_after_bugs
 from dlnn_search.storage.control import orders as orders_of
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
@@ -50,10 +51,6 @@ SWEEP_SECONDS = 30.0
 MAX_BUGS_IN_A_ROW = 3
 #: A database that is away when the worker ends is tried that long: a killer may wait.
 LAST_WORDS_SECONDS = 3.0
-
-EXIT_DONE = 0
-#: Interrupted by a signal: slots released, checkpoints kept. 128 + SIGINT, as shells have it.
-EXIT_INTERRUPTED = 130
 
 T = TypeVar("T")
 
@@ -80,8 +77,8 @@ def run_worker(
         about: What its row says of it: `gpu`, `threads`, `log`, `supervisor`.
 
     Returns:
-        `EXIT_DONE` where the budget is used up or the study was asked to stop;
-        `EXIT_INTERRUPTED` after a signal; `EXIT_RECYCLED` when memory has grown.
+        `ExitCode.DONE` where the budget is used up or the study was asked to stop;
+        `ExitCode.INTERRUPTED` after a signal; `ExitCode.RECYCLED` when memory has grown.
 
     Raises:
         UsageError: If the study was never started.
@@ -92,9 +89,11 @@ def run_worker(
     """
     stored = join_study(study, database)
     study = database.retrying(lambda: with_kept_rate(study, database, stored))
-    presence = Presence(database, stored.id, name, **about)
     interrupted = Interruption(alone=about.get("supervisor") is None)
-    return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
+    # From before its row is made until after it says that the worker ended.
+    with interrupted.listening():
+        presence = Presence(database, stored.id, name, **about)
+        return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
 
 
 class _Worker:
@@ -133,13 +132,12 @@ class _Worker:
 
     def run(self, prepare: Callable[[], None]) -> int:
         try:
-            with self._interrupted.listening():
-                prepare()
-                return self._work()
+            prepare()
+            return self._work()
         except OutageError:
             if not self._interrupted.by_signal:
                 raise
-            return EXIT_INTERRUPTED
+            return ExitCode.INTERRUPTED
         finally:
             # The disk or the server may be what failed: the lease then ends by itself.
             with suppress(DlnnSearchError):
@@ -165,8 +163,8 @@ class _Worker:
                 words = f"Worker {self._presence.worker} ends: its {grown}. A new one may start."
                 self._event("recycled", words)
                 self._show(message=grown)
-                return EXIT_RECYCLED
-        return EXIT_INTERRUPTED
+                return ExitCode.RECYCLED
+        return ExitCode.INTERRUPTED
 
     def _claim(self) -> Claimed:
         worker = self._presence.worker
@@ -200,7 +198,7 @@ class _Worker:
         if words is not None:
             log.warning("%s", words)
             self._show(message=words)
-        return EXIT_DONE
+        return ExitCode.DONE
 
     def _hold(self, slot: Slot, claimed: Claimed) -> Verdict | None:
         """Train a slot's trial and store what came of it; None where the slot was lost."""
@@ -231,6 +229,10 @@ class _Worker:
         if self._interrupted.now and (verdict.outcome == "failed" or verdict.trouble):
             # Libraries turn the interruption into errors of their own: the trial is not to blame.
             verdict = Verdict(None)
+        if verdict.failure == "bug" and self._retrying(
+            lambda: is_first(self._database, self._study_id, slot.id)
+        ):
+            verdict = replace(verdict, outcome=None)  # it costs nothing: the search ends here
         if trial is not None and verdict.twin is not None and verdict.twin.outcome is not None:
             return self._reuse(slot, trial, verdict.twin)
         if trial is None or verdict.outcome is None:
@@ -354,6 +356,17 @@ class _Worker:
             return
         log.error("%s", verdict.bug)
         traceback = verdict.bug
+        if verdict.outcome is None:
+            worker = self._presence.worker
+            self._retrying(
+                lambda: set_control(
+                    self._database, self._study_id, "stop", traceback, worker=worker
+                )
+            )
+            raise StudyError(
+                f"The first trial of '{self._study.name}' failed, which cost no part of the "
+                f"budget: {verdict.reason}\nMend the study, then start it again."
+            )
         stopped = self._retrying(
             lambda: stop_after_bugs(
                 self._database,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StudyError, UsageError, did_you_mean
+from dlnn_search.storage.archiving import archive
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import studies as table
@@ -46,11 +47,29 @@ class StoredStudy:
         return str(self.definition["settings"]["direction"])
 
 
-def register(database: Database, name: str, definition: dict[str, Any]) -> StoredStudy:
+def register(
+    database: Database,
+    name: str,
+    definition: dict[str, Any],
+    *,
+    fresh: bool = False,
+    say: Callable[[str], None] = lambda words: None,
+) -> StoredStudy:
     """Store a study at its first start; later, check that it is still the same one.
 
+    A study that was edited, of whose trials none is complete or pruned, begins anew: what it had
+    is archived under another name.
+
+    Args:
+        database: Where.
+        name: The study's.
+        definition: As it is now.
+        fresh: Whether it begins anew in any case.
+        say: Told under which name the trials so far are kept.
+
     Raises:
-        StudyError: If the study was edited since its first trial, with the lines that differ.
+        StudyError: If the study was edited since a trial came to its end, with the lines that
+            differ; or if it would begin anew while a worker holds one of its trials.
     """
     # An IntegrityError says that it is stored already, perhaps a moment ago by another worker.
     with (
@@ -64,20 +83,27 @@ def register(database: Database, name: str, definition: dict[str, Any]) -> Store
     stored = find(database, name)
     _check_not_moved(database, stored)
     differences = _differences(stored.definition, definition)
-    if differences and not _has_trials(database, stored.id):
+    has_trials = _has_trials(database, stored.id)
+    if differences and not has_trials:
         # A study that has not begun may be mended, for example after its data were not found.
         with database.transaction() as connection:
             connection.execute(
                 table.update().where(table.c.id == stored.id).values(definition=definition)
             )
         return StoredStudy(stored.id, name, definition)
+    if has_trials and (fresh or (differences and not _has_results(database, stored.id))):
+        kept_as = archive(database, name)
+        if kept_as is not None:
+            say(f"'{name}' begins anew. Its trials so far are kept: dlnn-search trials {kept_as}")
+        return register(database, name, definition, say=say)
     if differences:
         raise StudyError(
             f"The study '{name}' was edited after its first trial; trials of two definitions "
             "would not be comparable. What differs ('-' as stored, '+' as it is now):\n"
             + "\n".join(f"  {line}" for line in differences)
-            + "\nUndo the edit, or give the study another name (copy the file), "
-            "or start it in another database with --storage."
+            + "\nUndo the edit, begin anew with --fresh (the trials so far are kept under another "
+            "name), give the study another name (copy the file), or start it in another database "
+            "with --storage."
         )
     return stored
 
@@ -133,7 +159,7 @@ def check_data(database: Database, stored: StoredStudy, identity: Sequence[str])
         "here):\n"
         + "\n".join(f"  {line}" for line in _changed(known, identity))
         + "\nBring the same data to this machine ('dlnn-search data list' shows what it has), or "
-        "start the study in another database with --storage."
+        "begin anew with --fresh (the trials so far are kept under another name)."
     )
 
 
@@ -179,6 +205,17 @@ def _check_not_moved(database: Database, study: StoredStudy) -> None:
 def _has_trials(database: Database, study_id: int) -> bool:
     with database.transaction() as connection:
         return _has_trials_in(connection, study_id)
+
+
+def _has_results(database: Database, study_id: int) -> bool:
+    """Whether a trial tells something of its config: others cannot be compared with failures."""
+    with database.transaction() as connection:
+        n_results = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(slots)
+            .where(slots.c.study_id == study_id, slots.c.outcome.in_(("complete", "pruned")))
+        )
+    return bool(n_results)
 
 
 def _has_trials_in(connection: Connection, study_id: int) -> bool:
