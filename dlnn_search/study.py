@@ -14,6 +14,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from pydantic import TypeAdapter, ValidationError
 
@@ -249,12 +250,14 @@ class Study:
         """
         try:
             with study_defaults(self.data, self.epochs), centred_at(self.measured_rate):
-                config = self.space(trial)
+                config = self.space(_storing(trial))
         except ValidationError as error:
             raise StudyError(
                 f"The space of '{self.name}' made an invalid config: {self._line(error)}\n"
                 f"{explain(error)}"
             ) from error
+        except UnstorableError as error:
+            raise UnstorableError(f"The space of '{self.name}' {error}") from error
         except (DlnnSearchError, optuna.TrialPruned):
             raise
         except Exception as error:
@@ -325,6 +328,76 @@ class Study:
         """Return which functions load and build, by name: their code is in the file's."""
         both = {"load": self.load, "build": self.build}
         return {part: own.__qualname__ for part, own in both.items() if own is not None}
+
+
+class UnstorableError(StudyError):
+    """A space hands the database what would come back as something else."""
+
+
+class _Storing(optuna.trial.BaseTrial):
+    """A trial that stores what comes back as it was, since it goes through JSON."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Suggest one of some choices, NumPy's numbers made Python's."""
+        plain = [_python_s(choice) for choice in choices]
+        for choice in plain:
+            if not isinstance(choice, _PLAIN):
+                raise UnstorableError(
+                    f"lets '{name}' choose {_short(choice)}: expected text, numbers, True, False "
+                    f"or None, since a database gives nothing else back as it was. Name the "
+                    f"choices with text and look them up: "
+                    f"OPTIONS[trial.suggest_categorical('{name}', list(OPTIONS))] with "
+                    f"OPTIONS = {{'a': {_short(choice)}, ...}}."
+                )
+        return super().suggest_categorical(name, plain)  # type: ignore[safe-super]
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Set a user attribute, NumPy's numbers made Python's."""
+        super().set_user_attr(key, _storable(key, value))  # type: ignore[safe-super]
+
+
+_PLAIN = (str, int, float, type(None))  # a bool is an int
+
+
+def _storing(trial: optuna.Trial) -> optuna.Trial:
+    """Return the same trial, which refuses what storage would change."""
+    view: optuna.Trial = object.__new__(_storing_kind(type(trial)))
+    view.__dict__ = trial.__dict__  # what it draws, the trial has drawn
+    return view
+
+
+@lru_cache(maxsize=8)
+def _storing_kind(kind: type[optuna.Trial]) -> type[optuna.Trial]:
+    return type(kind.__name__, (_Storing, kind), {})
+
+
+def _storable(key: str, value: Any) -> Any:
+    """Return a user attribute as JSON gives it back.
+
+    Raises:
+        UnstorableError: If JSON makes something else of it.
+    """
+    value = _python_s(value)
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, list):
+        return [_storable(key, each) for each in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _storable(key, each) for name, each in value.items()}
+    raise UnstorableError(
+        f"sets the user attribute '{key}' to {_short(value)}: expected text, numbers, True, False, "
+        "None, or lists and dictionaries (with text for keys) of them, since a database gives "
+        "nothing else back as it was. Make a list of a tuple or an array, and text of the rest."
+    )
+
+
+def _python_s(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @lru_cache(maxsize=64)  # asked for with each config, and parsing takes milliseconds
