@@ -123,6 +123,8 @@ class Study:
         name: The file's name, given by `dlnn_search.study_files.load_study`.
         code_name: What the configs of both versions, quick or not, call `load` and `build` by.
         sources: The text of its file, behind that of a study that it was made from.
+        helpers: What its file imports from its folder: names below that, and texts.
+        file: The full path of its file.
 
     Raises:
         StudyError: If the parts do not fit.
@@ -148,6 +150,8 @@ class Study:
     code_name: str = ""
     summary: str = ""
     sources: tuple[str, ...] = ()
+    helpers: tuple[tuple[str, str], ...] = ()
+    file: str = ""
 
     def __post_init__(self) -> None:
         if (self.minimize is None) == (self.maximize is None):
@@ -297,8 +301,7 @@ class Study:
     def own_code(self) -> OwnCode:
         """Return the study's loader and builder with the hash of the code that they are part of."""
         text = json.dumps([self._code(), self._own_functions()])
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return OwnCode(self.code_name, fingerprint, self.load, self.build)
+        return OwnCode(self.code_name, _hash(text), self.load, self.build, self.file)
 
     def _line(self, error: BaseException) -> str:
         code = getattr(self.space, "__code__", None)
@@ -318,11 +321,14 @@ class Study:
             "pruner": repr(self.pruner),
             **({} if self.range_test is None else {"range_test": repr(self.range_test)}),
             **self._own_functions(),
+            # Each by its name, so that what differs names the file.
+            **{f"helper {file}": _hash(_normalised_helper(text)) for file, text in self.helpers},
         }
         return {"settings": settings, "code": self._code()}
 
     def _code(self) -> str:
-        return "\n".join(map(_normalised, self.sources))
+        helpers = [_normalised_helper(text) for _, text in self.helpers]
+        return "\n".join([*map(_normalised, self.sources), *helpers])
 
     def _own_functions(self) -> dict[str, str]:
         """Return which functions load and build, by name: their code is in the file's."""
@@ -406,14 +412,29 @@ def _normalised(source: str) -> str:
 
     What that statement says is in the settings, in the version (quick or not) that counts.
     """
+    tree = _without_docstrings(source)
+    tree.body = [node for node in tree.body if not _assigns_study(node)]
+    return ast.unparse(tree)
+
+
+@lru_cache(maxsize=256)
+def _normalised_helper(source: str) -> str:
+    """Return the code without comments and docstrings."""
+    return ast.unparse(_without_docstrings(source))
+
+
+def _without_docstrings(source: str) -> ast.Module:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
             node
         ):
             node.body = node.body[1:] or [ast.Pass()]
-    tree.body = [node for node in tree.body if not _assigns_study(node)]
-    return ast.unparse(tree)
+    return tree
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _assigns_study(node: ast.stmt) -> bool:
