@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -27,7 +28,7 @@ from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import go_on, is_first, orders, set_control
 from dlnn_search.storage.curves import Point, curve_of_slot, replace_curve
-from dlnn_search.storage.database import Database
+from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.events import last_events
 from dlnn_search.storage.schema import now
@@ -489,3 +490,44 @@ def test_missing_data_pause_the_worker_and_cost_the_trial_nothing(
     assert [row.outcome for row in begun.rows()] == ["complete"] * 3
     assert ("troubled", "The pictures are gone: mount the disk.") in seen
     assert begun.kinds() == ["trouble", "recovered"]
+
+
+def numpy_choices(trial: optuna.Trial) -> Config:
+    trial.set_user_attr("share", np.float32(0.5))
+    units = trial.suggest_categorical("units", np.array([4, 8, 16]))
+    trial.suggest_categorical("wide", [np.bool_(False), True])
+    if trial.number > 4:
+        units += trial.suggest_categorical("more", [(1, 2), (3, 4)])[0]
+    return Config(
+        model=Mlp(blocks=(Dense(units=units),)),
+        training=Training(batch_size=32, learning_rate=0.01, precision="float32"),
+    )
+
+
+def test_choices_of_numpy_serve_a_later_worker_and_a_tuple_in_a_new_branch_is_named(
+    sqlite_database: Database,
+) -> None:
+    study = Study(
+        space=numpy_choices,
+        data=Mnist(),
+        minimize="loss",
+        sampler=RandomSearch(),
+        epochs=1,
+        name="choices",
+    )
+    begun = Begun(sqlite_database, study, n_slots=3)
+    assert begun.work() == EXIT_DONE
+    begun.slots.extend_to(12)
+    later = open_database(
+        sqlite_database.url, create=False
+    )  # as another process: Optuna's memory begins anew
+    try:
+        with pytest.raises(StudyError, match="lets 'more' choose"):
+            run_worker(study, later, name="later")
+    finally:
+        later.close()
+    failed = [row for row in begun.rows() if row.outcome == "failed"]
+    assert failed and all(row.trial_number > 4 for row in failed)
+    assert all(row.outcome == "complete" for row in begun.rows()[:5])
+    for trial in begun.optuna_study.trials:
+        assert trial.user_attrs["share"] == 0.5
