@@ -27,7 +27,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.place import place_of
 from dlnn_search.storage.presence import Presence, has_trained_here
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, Slots
-from dlnn_search.storage.twins import Twin, find_twin
+from dlnn_search.storage.twins import Duplicate, find_duplicate
 from dlnn_search.study import Study
 from dlnn_search.training.checkpoint import (
     Checkpoint,
@@ -54,7 +54,7 @@ class Verdict:
         trouble: Data, disk or database are missing: the trial is not to blame. The slot is
             released at no cost, and the worker pauses and tries again.
         bug: The traceback, where the study's or our own code is to blame.
-        twin: Another trial with the same config: its result counts for this one, too, now or
+        duplicate: Another trial with the same config: its result counts for this one, too, now or
             when it has one.
     """
 
@@ -65,7 +65,7 @@ class Verdict:
     failure: Kind | None = None
     trouble: str | None = None
     bug: str | None = None
-    twin: Twin | None = None
+    duplicate: Duplicate | None = None
 
 
 class Objective:
@@ -104,8 +104,12 @@ class Objective:
         self._ending = None
         try:
             config = self._config(trial, slot)
-            twin = self._retrying(lambda: self._note(trial, slot, config))
-            return self._train(config, trial, slot) if twin is None else Verdict(None, twin=twin)
+            duplicate = self._retrying(lambda: self._note(trial, slot, config))
+            return (
+                self._train(config, trial, slot)
+                if duplicate is None
+                else Verdict(None, duplicate=duplicate)
+            )
         except LostLeaseError:
             raise
         except UpdateFinishedTrialError:
@@ -156,13 +160,13 @@ class Objective:
         shape = self._images(config).train.image_shape
         return resolve_precision(config, shape)
 
-    def _note(self, trial: optuna.Trial, slot: Slot, config: Config) -> Twin | None:
+    def _note(self, trial: optuna.Trial, slot: Slot, config: Config) -> Duplicate | None:
         """Store all that is known before the training; return another trial of the same config."""
-        twin: Twin | None = None
+        duplicate: Duplicate | None = None
 
         def find() -> None:
-            nonlocal twin
-            twin = find_twin(
+            nonlocal duplicate
+            duplicate = find_duplicate(
                 self._database,
                 self._presence.study_id,
                 slot,
@@ -172,12 +176,12 @@ class Objective:
             )
 
         def show() -> None:
-            if twin is None and slot.config is None:  # else it has no pictures yet
+            if duplicate is None and slot.config is None:  # else it has no pictures yet
                 self._show(trial, slot, config)
 
         storage, trial_id = storage_of(trial.study), trial._trial_id
         self._database.at_once(lambda: storage.write_gathered(trial_id), find, show)
-        return twin
+        return duplicate
 
     def _show(self, trial: optuna.Trial, slot: Slot, config: Config) -> None:
         self._presence.show(

@@ -47,7 +47,7 @@ class Outcomes:
         return order[np.isfinite(self.losses[order])]
 
 
-class Past:
+class Observations:
     """The trials of one study: finished ones are read once."""
 
     def __init__(self, maximize: bool) -> None:

@@ -39,7 +39,7 @@ from dlnn_search.storage.events import add_event
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import pause_seconds
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
-from dlnn_search.storage.twins import Twin, settle_like
+from dlnn_search.storage.twins import Duplicate, settle_like
 from dlnn_search.study import Study
 
 #: Between two looks for a slot that its holder may lose.
@@ -231,8 +231,12 @@ class _Worker:
         if self._interrupted.now and (verdict.outcome == "failed" or verdict.trouble):
             # Libraries turn the interruption into errors of their own: the trial is not to blame.
             verdict = Verdict(None)
-        if trial is not None and verdict.twin is not None and verdict.twin.outcome is not None:
-            return self._reuse(slot, trial, verdict.twin)
+        if (
+            trial is not None
+            and verdict.duplicate is not None
+            and verdict.duplicate.outcome is not None
+        ):
+            return self._reuse(slot, trial, verdict.duplicate)
         if trial is None or verdict.outcome is None:
             self._give_back(slot, verdict)
         else:
@@ -279,17 +283,17 @@ class _Worker:
             raise
         return trial
 
-    def _reuse(self, slot: Slot, trial: optuna.Trial, twin: Twin) -> Verdict:
+    def _reuse(self, slot: Slot, trial: optuna.Trial, duplicate: Duplicate) -> Verdict:
         """Give a trial the result of another with the same config."""
-        assert twin.outcome is not None
+        assert duplicate.outcome is not None
         verdict = Verdict(
-            twin.outcome,
-            value=twin.value,
-            best_epoch=twin.best_epoch,
-            reason=twin.reason,
-            failure="diverged" if twin.failure is not None else None,
+            duplicate.outcome,
+            value=duplicate.value,
+            best_epoch=duplicate.best_epoch,
+            reason=duplicate.reason,
+            failure="diverged" if duplicate.failure is not None else None,
         )
-        points = self._retrying(lambda: curve_of_slot(self._database, twin.slot_id))
+        points = self._retrying(lambda: curve_of_slot(self._database, duplicate.slot_id))
         values = {point.epoch: point.metrics[self._study.metric] for point in points}
 
         def report() -> None:
@@ -301,7 +305,7 @@ class _Worker:
             trial,
             verdict,
             report,
-            lambda: settle_like(self._database, self._study_id, slot, twin),
+            lambda: settle_like(self._database, self._study_id, slot, duplicate),
         )
         return verdict
 

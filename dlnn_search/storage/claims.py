@@ -23,8 +23,8 @@ def claim_statement(study_id: int) -> Any:
     It claims only if the study runs, no budget of time is used up, and the slot is open and
     waits for no other that trains the same config. It returns the slot's row, or none.
     """
-    twin = slots.alias()
-    waits = sa.exists().where(twin.c.id == slots.c.waits_for, twin.c.state != "done")
+    duplicate = slots.alias()
+    waits = sa.exists().where(duplicate.c.id == slots.c.waits_for, duplicate.c.state != "done")
     ready = (
         sa.select(slots.c.id)
         .where(slots.c.study_id == study_id, OPEN)

@@ -20,7 +20,7 @@ from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, insert_slot
 
 
 @dataclass(frozen=True)
-class Twin:
+class Duplicate:
     """Another slot of the study with the same config.
 
     Attributes:
@@ -45,7 +45,7 @@ class Twin:
         return f"trial {self.trial_number}"
 
 
-def find_twin(
+def find_duplicate(
     database: Database,
     study_id: int,
     slot: Slot,
@@ -53,7 +53,7 @@ def find_twin(
     *,
     config: dict[str, Any] | None = None,
     reuse: bool = True,
-) -> Twin | None:
+) -> Duplicate | None:
     """Note what a slot will train, and find another that has trained it, or does so now.
 
     Where it is trained now, this slot is marked as waiting: no claim gets it before the other is
@@ -81,33 +81,35 @@ def find_twin(
         if changed.rowcount != 1:
             raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
         begin_spell(connection, study_id)  # as each renewal of a lease does
-        twin = _first(connection, study_id, slot, fingerprint) if reuse else None
-        if twin is not None and twin.outcome is None:
+        duplicate = _first(connection, study_id, slot, fingerprint) if reuse else None
+        if duplicate is not None and duplicate.outcome is None:
             connection.execute(
-                slots.update().where(slots.c.id == slot.id).values(waits_for=twin.slot_id)
+                slots.update().where(slots.c.id == slot.id).values(waits_for=duplicate.slot_id)
             )
-    return twin
+    return duplicate
 
 
-def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> None:
-    """Give a slot its twin's outcome and curve, with an event.
+def settle_like(database: Database, study_id: int, slot: Slot, duplicate: Duplicate) -> None:
+    """Give a slot its duplicate's outcome and curve, with an event.
 
     Raises:
         LostLeaseError: If another worker holds the slot.
     """
-    if twin.outcome is None:
-        raise ValueError(f"Expected a twin that is settled, got {twin.words}, which is not.")
-    words = f"It has the result of {twin.words}, which trained the same config."
+    if duplicate.outcome is None:
+        raise ValueError(
+            f"Expected a duplicate that is settled, got {duplicate.words}, which is not."
+        )
+    words = f"It has the result of {duplicate.words}, which trained the same config."
     with database.transaction() as connection:
         settled = settle_held(
             connection,
             slot,
-            twin.outcome,
-            value=twin.value,
-            best_epoch=twin.best_epoch,
-            reason=twin.reason,
-            failure=twin.failure,
-            reused_from=twin.slot_id,
+            duplicate.outcome,
+            value=duplicate.value,
+            best_epoch=duplicate.best_epoch,
+            reason=duplicate.reason,
+            failure=duplicate.failure,
+            reused_from=duplicate.slot_id,
             note=words,
         )
         if not settled:
@@ -115,7 +117,7 @@ def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> No
         connection.execute(curves.delete().where(curves.c.slot_id == slot.id))
         names = ["epoch", "metrics", "seconds", "images_per_second"]
         copied = sa.select(sa.literal(slot.id), *(curves.c[name] for name in names)).where(
-            curves.c.slot_id == twin.slot_id
+            curves.c.slot_id == duplicate.slot_id
         )
         connection.execute(curves.insert().from_select(["slot_id", *names], copied))
         insert_slot_event(connection, study_id, slot, "reused", words)
@@ -132,8 +134,8 @@ def _lock_fingerprint(connection: Connection, study_id: int, fingerprint: str) -
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
 
 
-def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
-    """Return the first twin: settled before in training, by itself before one that reused."""
+def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Duplicate | None:
+    """Return the first duplicate: settled before in training, by itself before one that reused."""
     is_result = sa.or_(slots.c.outcome.in_(["complete", "pruned"]), slots.c.failure == "diverged")
     is_settled = sa.and_(slots.c.state == "done", is_result)
     # Who waits itself is no one to wait for, or two would wait for each other.
@@ -152,7 +154,7 @@ def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) 
     ).first()
     if row is None:
         return None
-    return Twin(
+    return Duplicate(
         row.id,
         row.number,
         row.trial_number,
