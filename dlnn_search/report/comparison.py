@@ -16,6 +16,7 @@ from dlnn_search.report.words import duration, metric_name, metric_unit, metric_
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.schema import curves, slots
+from dlnn_search.storage.twins import TRAINED_ITSELF
 from dlnn_search.study import is_better
 
 
@@ -49,7 +50,7 @@ def progress_of(database: Database, study: StoredStudy) -> Progress:
         sa.select(curves.c.slot_id, sa.func.sum(curves.c.seconds).label("seconds"))
         .join(slots, slots.c.id == curves.c.slot_id)
         # A slot that has another's result cost nothing.
-        .where(slots.c.study_id == study.id, slots.c.reused_from.is_(None))
+        .where(slots.c.study_id == study.id, TRAINED_ITSELF)
         .group_by(curves.c.slot_id)
         .subquery()
     )

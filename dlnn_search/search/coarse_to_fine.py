@@ -118,12 +118,29 @@ class CoarseToFine(BaseSampler):
         self.seed = seed
         self.first_trials = first_trials
         self._first: Sequence[Mapping[str, Any]] | None = None
+        self._n_draws = 0
         self._lock = threading.RLock()
         self._memories: WeakKeyDictionary[Any, dict[int, _Memory]] = WeakKeyDictionary()
 
     def changed(self, **changes: Any) -> CoarseToFine:
         """Return a sampler like this one, but for some of its arguments."""
         return CoarseToFine(**{**self.__getstate__(), **changes})
+
+    def drawing_again(self, n_draws: int) -> CoarseToFine:
+        """Return a sampler that shares all with this one, but draws a trial anew.
+
+        Args:
+            n_draws: How many draws of that trial were refused. The same number draws the same.
+        """
+        if n_draws == self._n_draws:
+            return self
+        again = object.__new__(type(self))
+        again.__dict__.update(self.__dict__, _n_draws=n_draws)
+        return again
+
+    def _random(self, *seed: int) -> np.random.Generator:
+        """Return random numbers of their own for each draw; the first has the seed as it is."""
+        return np.random.default_rng([*seed, self._n_draws] if self._n_draws else [*seed])
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process reads the storage anew.
@@ -179,7 +196,7 @@ class CoarseToFine(BaseSampler):
             region = memory.region(study, stage, first, trials)
             if self.is_global(trial.number):
                 region = Region(stage, first, region.n_finished, {})
-            rng = np.random.default_rng([memory.seed, trial.number])
+            rng = self._random(memory.seed, trial.number)
             running = [
                 t
                 for t in trials
@@ -209,8 +226,10 @@ class CoarseToFine(BaseSampler):
             stage, first = self._stage(trial.number)
             name = int.from_bytes(hashlib.sha256(param_name.encode()).digest()[:7], "big")
             memory = self._memory(study)
-            own = np.random.default_rng([memory.seed, name, trial.number])
-            if stage == 1:
+            own = self._random(memory.seed, name, trial.number)
+            if stage == 1 and self._n_draws:
+                uniform, region = own.random(), Region(1, 0, 0, {})
+            elif stage == 1:
                 given = self._given(trial.number)
                 if param_name in given and fits(given[param_name], param_distribution):
                     return given[param_name]

@@ -30,7 +30,7 @@ from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
 from dlnn_search.storage.budget import budget_use
-from dlnn_search.storage.control import Orders, stop_after_bugs
+from dlnn_search.storage.control import Orders, set_control, stop_after_bugs
 from dlnn_search.storage.control import orders as orders_of
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
@@ -237,6 +237,8 @@ class _Worker:
             and verdict.duplicate.outcome is not None
         ):
             return self._reuse(slot, trial, verdict.duplicate)
+        if verdict.waits:
+            return verdict
         if trial is None or verdict.outcome is None:
             self._give_back(slot, verdict)
         else:
@@ -292,6 +294,7 @@ class _Worker:
             best_epoch=duplicate.best_epoch,
             reason=duplicate.reason,
             failure="diverged" if duplicate.failure is not None else None,
+            duplicate=duplicate,
         )
         points = self._retrying(lambda: curve_of_slot(self._database, duplicate.slot_id))
         values = {point.epoch: point.metrics[self._study.metric] for point in points}
@@ -354,6 +357,8 @@ class _Worker:
         if verdict.outcome == "complete" and self._may_converge:
             worker = self._presence.worker
             self._retrying(lambda: stop_if_converged(self._database, self._stored, worker=worker))
+        if verdict.space_is_over is not None:
+            self._retrying(lambda: self._stop(verdict.space_is_over))
         if verdict.bug is None:
             return
         log.error("%s", verdict.bug)
@@ -372,6 +377,11 @@ class _Worker:
                 f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
                 "Mend the study, then start it again."
             )
+
+    def _stop(self, why: str | None) -> None:
+        """Let all workers finish what they train, and end; said once, whoever notices."""
+        worker = self._presence.worker
+        set_control(self._database, self._study_id, "stop", why, worker=worker, only_if="run")
 
     def _leave(self) -> None:
         """Give back what is held, and say that the worker ended."""

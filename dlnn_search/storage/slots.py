@@ -25,7 +25,7 @@ from dlnn_search.storage.budget import (
     held_seconds,
     lock_study,
 )
-from dlnn_search.storage.claims import HELD, OPEN, claim_statement, lease_end
+from dlnn_search.storage.claims import HELD, OPEN, WAITING, claim_statement, lease_end
 from dlnn_search.storage.control import Orders, read_orders
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import insert_event
@@ -81,11 +81,16 @@ class Settled:
     value: float | None
     failure: str | None
     reason: str | None
+    duplicate_of: int | None
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a slot: `outcome` is None until it is settled."""
+    """What became of a slot: `outcome` is None until it is settled.
+
+    Attributes:
+        duplicate_of: The number of the trial whose result it has, if it has another's.
+    """
 
     number: int
     state: str
@@ -94,6 +99,7 @@ class Fate:
     value: float | None
     failure: str | None
     reason: str | None
+    duplicate_of: int | None
 
 
 class Slots:
@@ -121,7 +127,7 @@ class Slots:
         """Claim a slot in one statement: a begun one first, then the lowest number.
 
         The statement asks for everything that must hold: the study runs, no budget of time is
-        used up, the slot is open, and it does not wait for another that trains the same config.
+        used up, the slot is open, or what it waited for has come.
         Slots whose lease ran out are opened before, unless the database was away a moment ago.
 
         Args:
@@ -251,7 +257,7 @@ class Slots:
                 )
             )
             if changed.rowcount != 1:
-                if not _is_as(connection, slot, state="open"):
+                if not any(_is_as(connection, slot, state=state) for state in ("open", "waiting")):
                     raise _lost(slot)
                 return
             if failure is not None:
@@ -286,6 +292,7 @@ class Slots:
                     table.c.value,
                     table.c.failure,
                     table.c.reason,
+                    _duplicate_of(),
                 )
                 .where(table.c.study_id == self._study_id, table.c.state == "done")
                 .where(table.c.told == 0, table.c.trial_id.is_not(None))
@@ -294,12 +301,12 @@ class Slots:
 
     def fates(self, numbers: Sequence[int]) -> dict[int, Fate]:
         """Return what became of some slots, by number; those that do not exist are left out."""
-        columns = [table.c[field.name] for field in fields(Fate)]
-        query = sa.select(*columns).where(
+        columns = [table.c[field.name] for field in fields(Fate) if field.name in table.c]
+        query = sa.select(*columns, _duplicate_of().label("duplicate_of")).where(
             table.c.study_id == self._study_id, table.c.number.in_(numbers)
         )
         with self._database.transaction() as connection:
-            return {row.number: Fate(*row) for row in connection.execute(query)}
+            return {row.number: Fate(**row) for row in connection.execute(query).mappings()}
 
     def mark_told(self, slot_id: int) -> None:
         """Note that Optuna's trial has the slot's outcome."""
@@ -312,7 +319,7 @@ class Slots:
             unsettled = connection.scalar(
                 sa.select(table.c.id)
                 .where(table.c.study_id == self._study_id)
-                .where(sa.or_(OPEN, HELD))
+                .where(sa.or_(OPEN, HELD, WAITING))
                 .limit(1)
             )
         return unsettled is None
@@ -370,6 +377,13 @@ def _write_held(connection: Connection, study_id: int, slot: Slot, **values: Any
     changed = connection.execute(_held_by(slot).values(lease_ends_at=lease_end(study_id), **values))
     if changed.rowcount != 1:
         raise _lost(slot)
+
+
+def _duplicate_of() -> sa.ScalarSelect[int]:
+    first = table.alias()
+    return (
+        sa.select(first.c.trial_number).where(first.c.id == table.c.reused_from).scalar_subquery()
+    )
 
 
 def _is_as(connection: Connection, slot: Slot, **values: Any) -> bool:
