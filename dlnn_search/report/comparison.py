@@ -17,6 +17,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
 from dlnn_search.storage.links import parent_of
 from dlnn_search.storage.schema import curves, slots
+from dlnn_search.storage.twins import TRAINED_ITSELF
 from dlnn_search.study import is_better
 
 
@@ -52,7 +53,7 @@ def progress_of(database: Database, study: StoredStudy) -> Progress:
         sa.select(curves.c.slot_id, sa.func.sum(curves.c.seconds).label("seconds"))
         .join(slots, slots.c.id == curves.c.slot_id)
         # A slot that has another's result cost nothing.
-        .where(slots.c.study_id == study.id, slots.c.reused_from.is_(None))
+        .where(slots.c.study_id == study.id, TRAINED_ITSELF)
         .group_by(curves.c.slot_id)
         .subquery()
     )

@@ -28,6 +28,7 @@ FAILURE_WORDS = {
     "out_of_memory": "out of memory",
     "lost": "lost (killed or hung)",
     "bug": "bug",
+    "infeasible": "infeasible (the space refuses them)",
     "other": "failed",
 }
 STATE_STYLES = {"troubled": "bold yellow", "paused": "yellow", "waiting": "dim", "starting": "dim"}
@@ -80,6 +81,8 @@ def budget_words(status: StudyStatus) -> str:
     for key in ("pruned", "failed"):
         if status.counts.get(key):
             parts.append(f"{status.counts[key]} {key}")
+    if n_waiting := status.counts.get("waiting"):
+        parts.append(f"{n_waiting} waiting for another trial")
     if status.remaining_seconds is not None:
         parts.append(f"about {duration(status.remaining_seconds)} left")
     return ", ".join(parts)

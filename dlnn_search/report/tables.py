@@ -13,6 +13,7 @@ from dlnn_search.errors import StorageError
 from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
 from dlnn_search.report.words import duration, metric_name, metric_value
 from dlnn_search.search.convergence import CONVERGED
+from dlnn_search.search.failures import REFUSES_ALL, USED_UP
 from dlnn_search.storage.budget import time_words
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import open_database
@@ -185,6 +186,12 @@ def print_end(
             f"{reason}\n{status.n_done} of {status.budget} trials are done, "
             f"{status.budget - status.n_done} were not needed. Search on all the same with:\n"
             f"  {again} --no-stop-when-converged{storage}",
+        )
+    elif status.n_done < status.budget and reason in (USED_UP, REFUSES_ALL):
+        _say(
+            console,
+            f"{reason}\n{status.n_done} of {status.budget} trials are done; the rest of the budget "
+            "is untouched.",
         )
     elif status.n_done < status.budget and limit is not None:
         option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)

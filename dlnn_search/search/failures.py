@@ -19,7 +19,7 @@ from dlnn_search.errors import (
 )
 
 #: Why a trial failed, as `slots.failure` and Optuna's user attribute `failure` have it.
-Kind = Literal["diverged", "out_of_memory", "lost", "bug"]
+Kind = Literal["diverged", "out_of_memory", "lost", "bug", "infeasible"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,22 @@ POLICIES: dict[Kind, Policy] = {
     # Another worker, another moment: the memory may have been someone else's.
     "out_of_memory": Policy(3, "tried again, up to 3 times in all"),
     "lost": Policy(3, "goes on from its checkpoint, up to 3 times in all"),
+    # Somebody fixed parameters that the space refuses: else it is asked for others.
+    "infeasible": Policy(1, "failed at once: the space refuses its parameters"),
     "bug": Policy(1, "failed; a few in a row stop the study"),
 }
+
+#: Draws of one trial: so many in a row that the space refuses, or that are trained already.
+MAX_DRAWS = 100
+#: Why that ends a search.
+USED_UP = (
+    f"The space is used up: each of {MAX_DRAWS} more draws was a config that is trained already. "
+    "Widen the space in a copy of the study to search on."
+)
+REFUSES_ALL = (
+    f"Nothing is feasible: the space refused {MAX_DRAWS} draws in a row (optuna.TrialPruned). Let "
+    "it refuse less, or narrow its ranges to what is allowed."
+)
 
 #: Errors of disks, mounts and networks below them, which end by themselves or by a human hand.
 _OF_A_DISK = frozenset(

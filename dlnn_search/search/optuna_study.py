@@ -16,9 +16,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.config import Config
-from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.errors import StorageError, StudyError, UsageError, did_you_mean
 from dlnn_search.search.coarse_to_fine import CoarseToFine
+from dlnn_search.search.failures import MAX_DRAWS, REFUSES_ALL
 from dlnn_search.search.first_trials import first_trials
+from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.optuna_storage import TrialStorage
@@ -37,6 +39,11 @@ FAILURE_ATTRIBUTE = "failure"
 REASON_ATTRIBUTE = "reason"
 MAX_REASON = 300
 
+#: So many times a trial's sampler itself is asked once more.
+N_OWN_DRAWS = 10
+#: So many refused draws of each trial are kept: its attributes are read again and again.
+MAX_REFUSED = 8
+
 STATES: dict[Outcome, TrialState] = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -44,21 +51,30 @@ STATES: dict[Outcome, TrialState] = {
 }
 
 
-def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSampler:
-    """Return the sampler for one slot, seeded by the study's name and the slot.
+def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int = 0) -> BaseSampler:
+    """Return the sampler for one slot, seeded by the study's name, the slot, and the draw.
 
     The same seed on two workers would suggest the same trials to both; a seed a slot suggests
     the same trial whichever worker draws it. Two samplers have one seed a study: a quasi-random
     sequence is the workers' common one, and coarse-to-fine draws by seed and trial number; it
     begins with what is expected to learn soon.
 
+    Args:
+        sampler: As the study describes it.
+        study: Whose name is a part of the seed.
+        slot_number: Too.
+        n_draws: How many draws of the slot's trial were refused: the next one is another. After
+            `N_OWN_DRAWS` of them the whole space is drawn from, evenly: a sampler may insist.
+
     Raises:
         UsageError: If it needs a library that is not installed.
     """
-    seed = _seed(f"{study.name}:{slot_number}")
+    seed = _seed(f"{study.name}:{slot_number}" + (f":{n_draws}" if n_draws else ""))
+    if n_draws > N_OWN_DRAWS:
+        return optuna.samplers.RandomSampler(seed=seed)
     match sampler:
         case CoarseToFine():
-            return _coarse_to_fine(sampler, study)
+            return _coarse_to_fine(sampler, study).drawing_again(n_draws)
         case RandomSearch():
             return optuna.samplers.RandomSampler(seed=seed)
         case Qmc():
@@ -159,10 +175,13 @@ def example_config(study: Study) -> Config:
     """Return some config of a study's space, drawn beside the database.
 
     Raises:
-        StudyError: If the space fails or makes an invalid config.
+        StudyError: If the space fails, makes an invalid config, or refuses `MAX_DRAWS` draws.
     """
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    return study.config(optuna.create_study(sampler=sampler).ask())
+    search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(MAX_DRAWS):
+        with suppress(optuna.TrialPruned):
+            return study.config(search.ask())
+    raise StudyError(f"{study.name}: {REFUSES_ALL}")
 
 
 def storage_of(optuna_study: optuna.Study) -> TrialStorage:
@@ -218,10 +237,39 @@ def begin_trial(
     return storage_of(optuna_study).begun(optuna_study, make_trial(optuna_study, slot))
 
 
-def _use_sampler(optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot) -> None:
-    optuna_study.sampler = make_sampler(sampler, study, slot.number)
+def _use_sampler(
+    optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot, n_draws: int = 0
+) -> None:
+    optuna_study.sampler = make_sampler(sampler, study, slot.number, n_draws)
     # What its sampler saw for the trial before; Optuna clears it in `ask`, which is not called.
     optuna_study._thread_local.cached_all_trials = None
+
+
+def may_draw_again(trial: optuna.Trial) -> bool:
+    """Whether a trial has no parameters but what its sampler just drew.
+
+    Else somebody enqueued it with some, or an earlier holder stored what it drew.
+    """
+    stored = storage_of(trial.study).get_trial(trial._trial_id)
+    return not stored.params and "fixed_params" not in stored.system_attrs
+
+
+def draw_again(trial: optuna.Trial, study: Study, slot: Slot, n_draws: int) -> None:
+    """Let a trial whose draws were refused be asked anew, as if nothing had been suggested."""
+    optuna_study = trial.study
+    storage_of(optuna_study).drop_gathered(trial._trial_id)
+    sampler = chosen_sampler(optuna_study, study)
+    _use_sampler(optuna_study, study, sampler, slot, n_draws)
+    trial.__init__(optuna_study, trial._trial_id)  # type: ignore[misc]  # who holds it goes on
+
+
+def remember_infeasible(trial: optuna.Trial) -> None:
+    """Let samplers know that the space refuses what was drawn for a trial."""
+    storage = storage_of(trial.study)
+    known = storage.get_trial(trial._trial_id).system_attrs.get(INFEASIBLE_ATTRIBUTE, [])
+    if len(known) < MAX_REFUSED and trial.params not in known:
+        refused = [*known, trial.params]
+        storage.set_trial_system_attr(trial._trial_id, INFEASIBLE_ATTRIBUTE, refused)
 
 
 def put_back(optuna_study: optuna.Study, trial_id: int) -> None:
@@ -244,6 +292,7 @@ def tell(
     *,
     failure: str | None = None,
     reason: str | None = None,
+    duplicate_of: int | None = None,
     known: FrozenTrial | None = None,
 ) -> None:
     """Finish a trial in Optuna; harmless where it is finished already.
@@ -255,6 +304,7 @@ def tell(
         value: Its value, if it is complete.
         failure: The kind of its failure, kept as the user attribute `failure`.
         reason: Why it failed, kept as the user attribute `reason`.
+        duplicate_of: The trial whose result it has, kept as the user attribute of that name.
         known: The trial as the worker that ran it knows it: one that ran to its end is not read
             once more.
     """
@@ -270,6 +320,8 @@ def tell(
         for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
             if text is not None:
                 storage.set_trial_user_attr(trial_id, name, _shortened(text))
+        if duplicate_of is not None:
+            storage.set_trial_user_attr(trial_id, DUPLICATE_ATTRIBUTE, duplicate_of)
         # As `study.tell` does, which would read the trial a second time.
         optuna_study.sampler.after_trial(optuna_study, trial, state, values)
         storage.set_trial_state_values(trial_id, state, values)

@@ -71,6 +71,7 @@ class Ending:
             verdict.value,
             failure=verdict.failure,
             reason=verdict.reason,
+            duplicate_of=None if verdict.duplicate is None else verdict.duplicate.trial_number,
             known=self._trial._get_latest_trial(),
         )
 

@@ -40,7 +40,7 @@ from dlnn_search.storage.events import add_event
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import pause_seconds
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
-from dlnn_search.storage.twins import Twin, settle_like
+from dlnn_search.storage.twins import Duplicate, settle_like
 from dlnn_search.study import Study
 
 #: Between two looks for a slot that its holder may lose.
@@ -233,8 +233,14 @@ class _Worker:
             lambda: is_first(self._database, self._study_id, slot.id)
         ):
             verdict = replace(verdict, outcome=None)  # it costs nothing: the search ends here
-        if trial is not None and verdict.twin is not None and verdict.twin.outcome is not None:
-            return self._reuse(slot, trial, verdict.twin)
+        if (
+            trial is not None
+            and verdict.duplicate is not None
+            and verdict.duplicate.outcome is not None
+        ):
+            return self._reuse(slot, trial, verdict.duplicate)
+        if verdict.waits:
+            return verdict
         if trial is None or verdict.outcome is None:
             self._give_back(slot, verdict)
         else:
@@ -281,17 +287,18 @@ class _Worker:
             raise
         return trial
 
-    def _reuse(self, slot: Slot, trial: optuna.Trial, twin: Twin) -> Verdict:
+    def _reuse(self, slot: Slot, trial: optuna.Trial, duplicate: Duplicate) -> Verdict:
         """Give a trial the result of another with the same config."""
-        assert twin.outcome is not None
+        assert duplicate.outcome is not None
         verdict = Verdict(
-            twin.outcome,
-            value=twin.value,
-            best_epoch=twin.best_epoch,
-            reason=twin.reason,
-            failure="diverged" if twin.failure is not None else None,
+            duplicate.outcome,
+            value=duplicate.value,
+            best_epoch=duplicate.best_epoch,
+            reason=duplicate.reason,
+            failure="diverged" if duplicate.failure is not None else None,
+            duplicate=duplicate,
         )
-        points = self._retrying(lambda: curve_of_slot(self._database, twin.slot_id))
+        points = self._retrying(lambda: curve_of_slot(self._database, duplicate.slot_id))
         values = {point.epoch: point.metrics[self._study.metric] for point in points}
 
         def report() -> None:
@@ -303,7 +310,7 @@ class _Worker:
             trial,
             verdict,
             report,
-            lambda: settle_like(self._database, self._study_id, slot, twin),
+            lambda: settle_like(self._database, self._study_id, slot, duplicate),
         )
         return verdict
 
@@ -352,6 +359,8 @@ class _Worker:
         if verdict.outcome == "complete" and self._may_converge:
             worker = self._presence.worker
             self._retrying(lambda: stop_if_converged(self._database, self._stored, worker=worker))
+        if verdict.space_is_over is not None:
+            self._retrying(lambda: self._stop(verdict.space_is_over))
         if verdict.bug is None:
             return
         log.error("%s", verdict.bug)
@@ -381,6 +390,11 @@ class _Worker:
                 f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
                 "Mend the study, then start it again."
             )
+
+    def _stop(self, why: str | None) -> None:
+        """Let all workers finish what they train, and end; said once, whoever notices."""
+        worker = self._presence.worker
+        set_control(self._database, self._study_id, "stop", why, worker=worker, only_if="run")
 
     def _leave(self) -> None:
         """Give back what is held, and say that the worker ended."""

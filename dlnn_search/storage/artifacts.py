@@ -16,6 +16,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.place import place_of
 from dlnn_search.storage.schema import artifacts as table
 from dlnn_search.storage.schema import now, slots, studies
+from dlnn_search.storage.twins import TRAINED_ITSELF
 
 CHUNK_BYTES = 2**20
 
@@ -70,7 +71,7 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
         best = connection.scalars(
             sa.select(slots.c.id)
             .where(slots.c.study_id == row.id, slots.c.outcome == "complete")
-            .where(slots.c.reused_from.is_(None))
+            .where(TRAINED_ITSELF)
             .order_by(order, slots.c.trial_number)
             .limit(keep)
         )

@@ -204,7 +204,7 @@ def checkpoints_of(copy: StudyRows, files: Path) -> dict[int, Path]:
     begun = {
         row["number"]
         for row in copy.rows["slots"]
-        if row["state"] == "open" and row.get("trial_number") is not None
+        if row["state"] in ("open", "waiting") and row.get("trial_number") is not None
     }
     paths = {slot: files / slot_path(copy.name, slot) for slot in sorted(kept | begun)}
     return {slot: _latest(path) for slot, path in paths.items()}
@@ -222,7 +222,8 @@ def forget_unreachable(copy: StudyRows, there: set[int]) -> int:
     n_lacking = len(copy.rows["artifacts"]) - len(artifacts)
     copy.rows["artifacts"] = artifacts
     for row in copy.rows["slots"]:
-        if row["state"] == "open" and "checkpoint_epoch" in row and row["number"] not in there:
+        is_to_go_on = row["state"] in ("open", "waiting")
+        if is_to_go_on and "checkpoint_epoch" in row and row["number"] not in there:
             del row["checkpoint_epoch"]
             n_lacking += 1
     return n_lacking

@@ -25,7 +25,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dlnn_search import __version__
 from dlnn_search.errors import StorageError, UsageError
 from dlnn_search.storage.backup_optuna import check_trial
-from dlnn_search.storage.backup_rows import TABLES, StudyRows, as_line, check_row, check_whole
+from dlnn_search.storage.backup_rows import (
+    TABLES,
+    StudyRows,
+    as_line,
+    bring_up,
+    check_row,
+    check_whole,
+)
 from dlnn_search.storage.schema import SCHEMA_VERSION
 
 FORMAT = "dlnn-search backup"
@@ -254,6 +261,7 @@ class BackupReader:
             check_whole(copy)
             if copy.name != entry.name or copy.digests() != entry.digests:
                 raise ValueError(f"the rows of '{entry.name}' are not those of its manifest")
+            bring_up(copy)
             return copy
 
     def other_ledger(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage
 from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
 from dlnn_search.storage import schema
 from dlnn_search.storage.backup_optuna import read_optuna_study
 from dlnn_search.storage.budget import held_seconds, wall_used
@@ -213,12 +214,12 @@ def check_whole(copy: StudyRows) -> None:
         raise ValueError("slots are not numbered one by one")
     known = set(slots)
     for row in copy.rows["slots"]:
-        if row["state"] not in ("open", "done"):
+        if row["state"] not in ("open", "waiting", "done"):
             raise ValueError(f"slot {row['number']} is '{row['state']}'")
         number = row.get("trial_number")
         if number is not None and not 0 <= number < len(copy.trials):
             raise ValueError(f"slot {row['number']} names a trial that is not there")
-        for key in ("waits_for", "reused_from"):
+        for key in SLOT_REFERENCES:
             if key in row and row[key] not in known:
                 raise ValueError(f"slot {row['number']} names a slot that is not there")
     for table in ("curves", "events", "artifacts"):
@@ -238,3 +239,18 @@ def check_whole(copy: StudyRows) -> None:
     for attributes in ("user_attrs", "system_attrs"):
         if not all(isinstance(key, str) for key in copy.optuna_study[attributes]):
             raise ValueError("Optuna's study has attributes without a name")
+
+
+def bring_up(copy: StudyRows) -> None:
+    """Bring rows of an older version's backup to this one's, as the migrations do with a database.
+
+    Version 3: a slot that waits is `waiting`, and a trial says whose result it has.
+    """
+    trial_of = {row["number"]: row.get("trial_number") for row in copy.rows["slots"]}
+    for row in copy.rows["slots"]:
+        if row["state"] == "open" and "waits_for" in row:
+            row |= {"state": "waiting", "waiting_reason": "duplicate"}
+        first = trial_of.get(row.get("reused_from"))
+        if first is not None and row.get("trial_number") is not None:
+            attributes = copy.trials[row["trial_number"]]["user_attrs"]
+            attributes.setdefault(DUPLICATE_ATTRIBUTE, first)

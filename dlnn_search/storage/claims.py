@@ -26,29 +26,38 @@ from dlnn_search.storage.schema import now, slots, studies
 # Written out, not bound: only so a database sees that its index of just these rows will do.
 OPEN = slots.c.state == sa.literal_column("'open'")
 HELD = slots.c.state == sa.literal_column("'held'")
+WAITING = slots.c.state == sa.literal_column("'waiting'")
 
 
 @functools.lru_cache(maxsize=16)
 def claim_statement(study_id: int) -> Any:
-    """Return the statement that claims a begun slot, else the one with the lowest number.
+    """Return the statement that claims a begun slot, one that need not wait, or a fresh one.
 
     Its parameters are `by` and `with_token`. It is made once: that takes longer than to run it.
-    It claims only if the study runs, no budget of time is used up, and the slot is open and
-    waits for no other that trains the same config. It returns the slot's row, or none.
+    It claims only if the study runs, no budget of time is used up, and the slot is open, or
+    waits for another that is settled, or gone. No fresh slot is begun while one waits since the
+    space brought nothing new. It returns the slot's row, or none.
     """
-    twin = slots.alias()
-    waits = sa.exists().where(twin.c.id == slots.c.waits_for, twin.c.state != "done")
-    ready = (
-        sa.select(slots.c.id)
-        .where(slots.c.study_id == study_id, OPEN)
-        .where(sa.or_(slots.c.waits_for.is_(None), ~waits))
-        .order_by(slots.c.number)
-        .limit(1)
-        .with_for_update(skip_locked=True)  # SQLite has one writer at a time, and no such word
+    first, other = slots.alias(), slots.alias()
+
+    def lowest(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+        return (
+            sa.select(slots.c.id)
+            .where(slots.c.study_id == study_id, *where)
+            .order_by(slots.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)  # SQLite has one writer at a time, no such word
+            .scalar_subquery()
+        )
+
+    must_wait = sa.exists().where(first.c.id == slots.c.waits_for, first.c.state != "done")
+    is_scarce = sa.exists().where(
+        other.c.study_id == study_id, other.c.state == "waiting", other.c.waiting_reason == "space"
     )
-    chosen = sa.func.coalesce(  # two searches, each along an index of its own
-        ready.where(slots.c.trial_id.is_not(None)).scalar_subquery(),
-        ready.where(slots.c.trial_id.is_(None)).scalar_subquery(),
+    chosen = sa.func.coalesce(  # three searches, each along an index
+        lowest(OPEN, slots.c.trial_id.is_not(None)),
+        lowest(WAITING, slots.c.waits_for.is_not(None), ~must_wait),
+        lowest(OPEN, slots.c.trial_id.is_(None), ~is_scarce),
     )
     allowed = sa.exists().where(
         studies.c.id == study_id, studies.c.control == "run", time_is_up(study_id) == 0
@@ -63,6 +72,7 @@ def claim_statement(study_id: int) -> Any:
             fence=slots.c.fence + 1,
             lease_ends_at=lease_end(study_id),
             claimed_at=now(),
+            waiting_reason=None,
             waits_for=None,
         )
         .returning(slots)

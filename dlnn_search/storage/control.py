@@ -62,18 +62,20 @@ def set_control(
     reason: str | None = None,
     *,
     worker: str | None = None,
+    only_if: Control | None = None,
 ) -> bool:
     """Ask all workers of a study to do something, with an event that says so.
 
     Args:
         reason: Why, for whoever looks at the study; None says only what is asked.
         worker: Who asks, where a worker does.
+        only_if: What they must be asked to do before.
 
     Returns:
         Whether that changed anything.
     """
     with database.transaction() as connection:
-        return change_control(connection, study_id, control, reason, worker=worker)
+        return change_control(connection, study_id, control, reason, worker=worker, only_if=only_if)
 
 
 def change_control(
@@ -85,7 +87,7 @@ def change_control(
     worker: str | None = None,
     only_if: Control | None = None,
 ) -> bool:
-    """Do the same in a transaction that is open; `only_if` is what must hold before."""
+    """Do the same in a transaction that is open."""
     where = [studies.c.id == study_id, studies.c.control != control]
     if only_if is not None:
         where.append(studies.c.control == only_if)

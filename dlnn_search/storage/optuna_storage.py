@@ -219,13 +219,15 @@ class TrialStorage(_CachedStorage):
     def gathering(self, trial_id: int) -> Iterator[None]:
         """Keep the parameters that a space suggests meanwhile, for `write_gathered`.
 
-        Where the space fails, they are written.
+        Where the space fails, they are written; where it refuses them, they are as they were.
         """
         if trial_id != self._gathered_of:
             self._gathered_of, self._gathered = trial_id, {}
         self._is_gathering = True
         try:
             yield
+        except optuna.TrialPruned:
+            raise
         except BaseException:
             self.write_gathered(trial_id)
             raise
@@ -237,6 +239,11 @@ class TrialStorage(_CachedStorage):
         if trial_id == self._gathered_of and self._gathered:
             self._backend.set_trial_params(trial_id, self._gathered)
 
+    def drop_gathered(self, trial_id: int) -> None:
+        """Drop what was gathered for a trial: it shall be asked for other parameters."""
+        if trial_id == self._gathered_of:
+            self._gathered_of, self._gathered = None, {}
+
     def set_trial_param(
         self,
         trial_id: int,
@@ -246,13 +253,23 @@ class TrialStorage(_CachedStorage):
     ) -> None:
         """Store a parameter, or keep it for `write_gathered`."""
         if self._is_gathering and trial_id == self._gathered_of:
-            study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
-            known = self._studies[study_id].param_distribution.get(param_name)
-            if known is not None:  # else Optuna compares it with what is stored
-                check_distribution_compatibility(known, distribution)
-                self._gathered[param_name] = param_value_internal, distribution
-                return
+            known = self._distributions(trial_id, param_name)
+            check_distribution_compatibility(
+                known.setdefault(param_name, distribution), distribution
+            )
+            self._gathered[param_name] = param_value_internal, distribution
+            return
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def _distributions(self, trial_id: int, param_name: str) -> dict[str, BaseDistribution]:
+        """Return what the parameters of a trial's study are drawn from, as far as is known."""
+        study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
+        known = self._studies[study_id].param_distribution
+        if param_name not in known:
+            for trial in self.get_all_trials(study_id, deepcopy=False):
+                for name, distribution in trial.distributions.items():
+                    known.setdefault(name, distribution)
+        return known
 
     def set_trial_intermediate_values(self, trial_id: int, values: Mapping[int, float]) -> None:
         """Store several reports in one go, as `JointStorage` does."""

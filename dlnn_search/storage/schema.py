@@ -23,7 +23,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -66,7 +66,7 @@ slots = Table(
     Column("id", Integer, primary_key=True),
     Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
     Column("number", Integer, nullable=False),
-    Column("state", String(8), nullable=False),  # open, held, done
+    Column("state", String(8), nullable=False),  # open, held, waiting, done
     Column("fence", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
     Column("memory_failures", Integer, nullable=False, server_default="0"),
@@ -79,7 +79,7 @@ slots = Table(
     Column("outcome", String(16)),  # complete, pruned, failed
     Column("value", Float),
     Column("best_epoch", Integer),
-    Column("failure", String(16)),  # diverged, out_of_memory, lost, bug; NULL unless failed
+    Column("failure", String(16)),  # a `failures.Kind`; NULL unless failed
     Column("reason", Text),
     Column("note", Text),  # what a reader of the trial should know, such as that it started over
     Column("told", Integer, nullable=False),  # 1 when Optuna's trial has the outcome
@@ -87,7 +87,9 @@ slots = Table(
     Column("settled_at", Float),
     Column("spent_seconds", Float, nullable=False, server_default="0"),  # of earlier holds
     Column("fingerprint", String(32)),  # of the config, to find one that was trained already
-    Column("waits_for", Integer),  # the slot that trains the same config just now
+    # Why it waits: duplicate (its config is trained just now), space (all that it drew are).
+    Column("waiting_reason", String(16)),
+    Column("waits_for", Integer),  # the slot that is to be settled first
     Column("reused_from", Integer),  # the slot whose result this one has
     Column("checkpoint_place", String(255)),  # which files folder holds its checkpoint
     Column("checkpoint_epoch", Integer),

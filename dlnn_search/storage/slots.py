@@ -23,7 +23,15 @@ from dlnn_search.storage.budget import (
     extend_slots,
     lock_study,
 )
-from dlnn_search.storage.claims import HELD, OPEN, claim_statement, end_holds, hold_ended, prolong
+from dlnn_search.storage.claims import (
+    HELD,
+    OPEN,
+    WAITING,
+    claim_statement,
+    end_holds,
+    hold_ended,
+    prolong,
+)
 from dlnn_search.storage.control import Orders, read_orders
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import insert_event
@@ -79,11 +87,16 @@ class Settled:
     value: float | None
     failure: str | None
     reason: str | None
+    duplicate_of: int | None
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a slot: `outcome` is None until it is settled."""
+    """What became of a slot: `outcome` is None until it is settled.
+
+    Attributes:
+        duplicate_of: The number of the trial whose result it has, if it has another's.
+    """
 
     number: int
     state: str
@@ -92,6 +105,7 @@ class Fate:
     value: float | None
     failure: str | None
     reason: str | None
+    duplicate_of: int | None
 
 
 class Slots:
@@ -119,7 +133,7 @@ class Slots:
         """Claim a slot in one statement: a begun one first, then the lowest number.
 
         The statement asks for everything that must hold: the study runs, no budget of time is
-        used up, the slot is open, and it does not wait for another that trains the same config.
+        used up, the slot is open, or what it waited for has come.
         Slots whose lease ran out are opened before, unless the database was away a moment ago.
 
         Args:
@@ -157,7 +171,7 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            _write_held(connection, slot, trial_id=trial_id, trial_number=trial_number)
+            write_held(connection, slot, trial_id=trial_id, trial_number=trial_number)
 
     def trial_of(self, slot: Slot) -> int | None:
         """Return Optuna's id of the trial that the slot's present holder fills it with."""
@@ -183,7 +197,7 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            _write_held(connection, slot)
+            write_held(connection, slot)
             # Another worker may have ended the spell in the moment of this one's claim.
             begin_spell(connection, self._study_id)
             orders = read_orders(connection, self._study_id)
@@ -235,8 +249,8 @@ class Slots:
         """
         with self._database.transaction() as connection:
             n_memory = table.c.memory_failures + int(failure == "out_of_memory")
-            if not _end_hold(connection, slot, state="open", memory_failures=n_memory):
-                if not _is_as(connection, slot, state="open"):
+            if not end_hold(connection, slot, state="open", memory_failures=n_memory):
+                if not any(_is_as(connection, slot, state=state) for state in ("open", "waiting")):
                     raise _lost(slot)
                 return
             if failure is not None:
@@ -268,6 +282,7 @@ class Slots:
                     table.c.value,
                     table.c.failure,
                     table.c.reason,
+                    _duplicate_of(),
                 )
                 .where(table.c.study_id == self._study_id, table.c.state == "done")
                 .where(table.c.told == 0, table.c.trial_id.is_not(None))
@@ -276,12 +291,12 @@ class Slots:
 
     def fates(self, numbers: Sequence[int]) -> dict[int, Fate]:
         """Return what became of some slots, by number; those that do not exist are left out."""
-        columns = [table.c[field.name] for field in fields(Fate)]
-        query = sa.select(*columns).where(
+        columns = [table.c[field.name] for field in fields(Fate) if field.name in table.c]
+        query = sa.select(*columns, _duplicate_of().label("duplicate_of")).where(
             table.c.study_id == self._study_id, table.c.number.in_(numbers)
         )
         with self._database.transaction() as connection:
-            return {row.number: Fate(*row) for row in connection.execute(query)}
+            return {row.number: Fate(**row) for row in connection.execute(query).mappings()}
 
     def mark_told(self, slot_id: int) -> None:
         """Note that Optuna's trial has the slot's outcome."""
@@ -294,7 +309,7 @@ class Slots:
             unsettled = connection.scalar(
                 sa.select(table.c.id)
                 .where(table.c.study_id == self._study_id)
-                .where(sa.or_(OPEN, HELD))
+                .where(sa.or_(OPEN, HELD, WAITING))
                 .limit(1)
             )
         return unsettled is None
@@ -325,21 +340,34 @@ def settle_held(connection: Connection, slot: Slot, outcome: Outcome, **values: 
     Raises:
         LostLeaseError: If another worker holds the slot, or it has another outcome.
     """
-    if _end_hold(connection, slot, state="done", settled_at=now(), outcome=outcome, **values):
+    if end_hold(connection, slot, state="done", settled_at=now(), outcome=outcome, **values):
         return True
     if not _is_as(connection, slot, state="done", outcome=outcome):
         raise _lost(slot)
     return False
 
 
-def _end_hold(connection: Connection, slot: Slot, **values: Any) -> bool:
+def end_hold(connection: Connection, slot: Slot, **values: Any) -> bool:
+    """Let a holder give its slot up in a transaction that is open; False where it had lost it."""
     mine = sa.and_(table.c.id == slot.id, table.c.fence == slot.fence)
     return len(end_holds(connection, hold_ended(mine, worker=None, **values))) == 1
 
 
-def _write_held(connection: Connection, slot: Slot, **values: Any) -> None:
+def write_held(connection: Connection, slot: Slot, **values: Any) -> None:
+    """Renew a holder's lease, and write values with it, in a transaction that is open.
+
+    Raises:
+        LostLeaseError: If another worker holds the slot.
+    """
     if not prolong(connection, slot.id, slot.fence, **values):
         raise _lost(slot)
+
+
+def _duplicate_of() -> sa.ScalarSelect[int]:
+    first = table.alias()
+    return (
+        sa.select(first.c.trial_number).where(first.c.id == table.c.reused_from).scalar_subquery()
+    )
 
 
 def _is_as(connection: Connection, slot: Slot, **values: Any) -> bool:

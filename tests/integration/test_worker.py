@@ -455,12 +455,14 @@ def test_of_three_configs_each_is_trained_once_unless_asked(
     trials = begun.optuna_study.trials
     by_id = {row.id: row for row in rows}
     for row in reused:
-        twin = by_id[row.reused_from]
-        assert row.value == twin.value
-        assert row.note == f"It has the result of trial {twin.trial_number}, which trained the " + (
-            "same config."
+        duplicate = by_id[row.reused_from]
+        assert row.value == duplicate.value
+        assert (
+            row.note
+            == f"It has the result of trial {duplicate.trial_number}, which trained the "
+            + ("same config.")
         )
-        mine, other = trials[row.trial_number], trials[twin.trial_number]
+        mine, other = trials[row.trial_number], trials[duplicate.trial_number]
         assert (mine.value, mine.params) == (other.value, other.params)
         assert mine.intermediate_values == other.intermediate_values
     assert begun.kinds() == ["reused"] * len(reused)
@@ -516,7 +518,7 @@ def test_choices_of_numpy_serve_a_later_worker_and_a_tuple_in_a_new_branch_is_na
         name="choices",
     )
     begun = Begun(sqlite_database, study, n_slots=3)
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     begun.slots.extend_to(12)
     later = open_database(
         sqlite_database.url, create=False
