@@ -211,7 +211,8 @@ def start(
         return
     keep = options[: options.index("--timeout")] if "--timeout" in options else options
     again = " ".join(["dlnn-search start", *arguments, *keep])
-    with_code = f" --study {code or study}" if loaded.load or loaded.build else ""
+    file = loaded.file if loaded.first_name else study
+    with_code = f" --study {code or file}" if loaded.load or loaded.build else ""
     linked = is_linked_name(study)
     print_end(console, started.status, again, where, with_code, is_linked=linked)
     if linked:

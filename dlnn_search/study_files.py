@@ -34,6 +34,12 @@ def built_in_studies() -> dict[str, Path]:
     }
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a study of that name, or its quick version, comes with the product."""
+    known = built_in_studies()
+    return name in known or name.removesuffix("-quick") in known
+
+
 def load_study(name_or_file: str, *, quick: bool = False) -> Study:
     """Return a study by its name, or from a file that ends in `.py`.
 
@@ -136,7 +142,14 @@ def _load_file(path: Path) -> Study:
     summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].replace("\n", " ")
     # A study that was made from another one keeps that one's source: it holds the space.
     sources = (*study.sources, source)
-    study = dataclasses.replace(study, name=name, code_name=name, summary=summary, sources=sources)
+    study = dataclasses.replace(
+        study,
+        name=name,
+        code_name=name,
+        file=str(path.resolve()),
+        summary=summary,
+        sources=sources,
+    )
     register(study.own_code())
     return study
 

@@ -115,7 +115,8 @@ def confirmation(database: Database, study: StoredStudy) -> Confirmation | None:
     groups: dict[tuple[str, int], list[Any]] = {}
     for row in rows:
         origin = row.config.get("origin") or {}
-        groups.setdefault((str(origin.get("study")), int(origin.get("trial", -1))), []).append(row)
+        of = study.named_now(str(origin.get("study")))
+        groups.setdefault((of, int(origin.get("trial", -1))), []).append(row)
     if not groups:
         return None
     sign = 1 if study.direction == "minimize" else -1

@@ -11,10 +11,8 @@ import sqlalchemy as sa
 from dlnn_search.storage.budget import BudgetUse, budget_use
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.presence import SILENT_SECONDS
 from dlnn_search.storage.schema import curves, now, slots, studies, workers
-
-#: A worker that was silent for longer is shown no more, unless it still holds a lease.
-SILENT_SECONDS = 150.0
 
 #: Trials that the time of the next ones is estimated from.
 N_TRIALS_FOR_ESTIMATE = 50
@@ -77,6 +75,8 @@ class TrialStatus:
     seconds: float
     reason: str | None
     config: dict[str, Any] | None
+    trial_id: int | None = None
+    """Optuna's."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +313,7 @@ def _trials(
             seconds=row.seconds or 0.0,
             reason=row.reason,
             config=row.config,
+            trial_id=row.trial_id,
         )
         for row in rows
     ]

@@ -92,7 +92,7 @@ class Objective:
 
     def folder(self, slot: Slot) -> Path:
         """Where the slot's checkpoints are kept."""
-        return checkpoint_folder(self._database, self._study.name, slot.number)
+        return checkpoint_folder(self._database, self._study.lasting_name, slot.number)
 
     def __call__(self, trial: optuna.Trial, slot: Slot) -> Verdict:
         """Train a trial, or go on with one, to its end or an interruption.
@@ -338,9 +338,9 @@ def _clear_what_is_damaged(folder: Path, fingerprint: str, *, is_new: bool) -> s
     return None
 
 
-def checkpoint_folder(database: Database, study_name: str, slot_number: int) -> Path:
+def checkpoint_folder(database: Database, lasting_name: str, slot_number: int) -> Path:
     """Return the folder of a slot's checkpoints."""
-    return database.files / "checkpoints" / study_name / str(slot_number)
+    return database.files / "checkpoints" / lasting_name / str(slot_number)
 
 
 @functools.lru_cache(maxsize=4)

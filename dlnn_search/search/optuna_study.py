@@ -21,13 +21,10 @@ from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.first_trials import first_trials
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.halves import SLOT_ATTRIBUTE as SLOT_ATTRIBUTE
 from dlnn_search.storage.optuna_storage import TrialStorage
 from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
 from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
-
-#: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
-#: killed between the two rows leaves no trial without an owner.
-SLOT_ATTRIBUTE = "slot"
 
 #: A study's user attribute: the name of the sampler that `start --sampler` chose.
 SAMPLER_ATTRIBUTE = "sampler"
@@ -45,7 +42,7 @@ STATES: dict[Outcome, TrialState] = {
 
 
 def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSampler:
-    """Return the sampler for one slot, seeded by the study's name and the slot.
+    """Return the sampler for one slot, seeded by the study's first name and the slot.
 
     The same seed on two workers would suggest the same trials to both; a seed a slot suggests
     the same trial whichever worker draws it. Two samplers have one seed a study: a quasi-random
@@ -55,7 +52,7 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSample
     Raises:
         UsageError: If it needs a library that is not installed.
     """
-    seed = _seed(f"{study.name}:{slot_number}")
+    seed = _seed(f"{study.lasting_name}:{slot_number}")
     match sampler:
         case CoarseToFine():
             return _coarse_to_fine(sampler, study)
@@ -67,7 +64,7 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSample
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.samplers.QMCSampler(
                     scramble=True,
-                    seed=_seed(study.name),
+                    seed=_seed(study.lasting_name),
                     independent_sampler=independent,
                     warn_independent_sampling=False,
                 )
@@ -84,7 +81,9 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSample
 @lru_cache(maxsize=8)
 def _coarse_to_fine(sampler: CoarseToFine, study: Study) -> CoarseToFine:
     """Return one sampler for all slots of a study: it keeps what it read of earlier trials."""
-    seeded = sampler if sampler.seed is not None else sampler.changed(seed=_seed(study.name))
+    seeded = (
+        sampler if sampler.seed is not None else sampler.changed(seed=_seed(study.lasting_name))
+    )
     if seeded.first_trials is not None:
         return seeded
     return seeded.changed(first_trials=partial(first_trials, study, seeded))

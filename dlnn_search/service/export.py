@@ -96,7 +96,11 @@ def confirmed_config(candidate: Candidate) -> Config:
     config = Config.model_validate(candidate.config)
     assert config.origin is not None  # `confirm` gives it one
     origin = config.origin.model_copy(
-        update={"confirmed_mean": candidate.mean, "confirmed_seeds": len(candidate.values)}
+        update={
+            "study": candidate.study,  # as it is called now
+            "confirmed_mean": candidate.mean,
+            "confirmed_seeds": len(candidate.values),
+        }
     )
     # The first fresh seed is the one after the search's own.
     training = config.training.model_copy(update={"seed": config.training.seed - 1})

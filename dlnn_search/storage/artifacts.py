@@ -13,7 +13,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.place import lasting_name, place_of
 from dlnn_search.storage.schema import artifacts as table
 from dlnn_search.storage.schema import now, slots, studies
 
@@ -42,9 +42,9 @@ class Artifact:
     size_bytes: int
 
 
-def slot_path(study_name: str, slot_number: int) -> str:
+def slot_path(lasting_name: str, slot_number: int) -> str:
     """Return where a slot's checkpoint lies within a files folder."""
-    return f"{CHECKPOINTS}/{study_name}/{slot_number}/{FILE}"
+    return f"{CHECKPOINTS}/{lasting_name}/{slot_number}/{FILE}"
 
 
 def checkpoint_file(folder: Path) -> Path | None:
@@ -83,6 +83,7 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
             sa.select(
                 studies.c.id,
                 studies.c.name,
+                studies.c.definition,
                 studies.c.definition["settings"]["direction"].as_string().label("direction"),
                 slots.c.number,
             )
@@ -97,7 +98,7 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
             .order_by(order, slots.c.trial_number)
             .limit(keep)
         )
-        path = slot_path(row.name, row.number)
+        path = slot_path(lasting_name(row.name, row.definition), row.number)
         return Standing(row.id, path, tuple(best), tuple(artifacts_of(database, row.id)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import sqlite3
@@ -20,7 +21,7 @@ from dlnn_search.storage.artifacts import (
     drop,
 )
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.place import lasting_name, place_of
 from dlnn_search.storage.schema import artifacts, slots, studies
 
 #: A trial that was settled a moment ago may still get its checkpoint registered, and a file that
@@ -58,8 +59,11 @@ def find_orphans(database: Database, min_age_seconds: float = MIN_AGE_SECONDS) -
     if not root.is_dir():
         return found
     with database.transaction() as connection:
-        ids = {row.name: row.id for row in connection.execute(sa.select(studies))}
-    elsewhere = _studies_beside(database)
+        ids = {
+            lasting_name(row.name, row.definition): row.id
+            for row in connection.execute(sa.select(studies))
+        }
+    elsewhere = folders_beside(database)
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.is_symlink():
             continue
@@ -139,15 +143,16 @@ def remove(database: Database, orphans: Sequence[Orphan]) -> tuple[int, int]:
     return n_gone, n_bytes
 
 
-def _studies_beside(database: Database) -> set[str]:
-    """Return the studies of other SQLite databases that share the files folder."""
+def folders_beside(database: Database) -> set[str]:
+    """Return how folders are named by the SQLite databases that share the files folder."""
     names: set[str] = set()
     for path in database.files.glob("*.db"):
         with (
             contextlib.suppress(sqlite3.Error),
             contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection,
         ):
-            names |= {row[0] for row in connection.execute("SELECT name FROM dlnn_studies")}
+            rows = connection.execute("SELECT name, definition FROM dlnn_studies")
+            names |= {lasting_name(name, json.loads(definition)) for name, definition in rows}
     return names
 
 
