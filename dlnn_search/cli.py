@@ -88,6 +88,8 @@ for command in (
     cli_control.resume,
     cli_control.stop,
     cli_control.logs,
+    cli_control.rename,
+    cli_control.delete,
     cli_results.trials,
     cli_results.best,
     cli_regions.regions,

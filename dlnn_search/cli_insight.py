@@ -149,7 +149,7 @@ def print_linked(name: str, url: str, where: str) -> None:
     from dlnn_search.report.retuning import print_retuning, retuning
     from dlnn_search.storage.database import open_database
     from dlnn_search.storage.definitions import find
-    from dlnn_search.storage.links import parent_and_kind
+    from dlnn_search.storage.halves import parent_and_kind
 
     parent, kind = parent_and_kind(name)
     database = open_database(url, create=False)

@@ -147,12 +147,12 @@ def open_known(command: str, storage: str | None) -> Database:
     return open_database(database_url_of(storage), create=False, read_only=command in ONLY_READ)
 
 
-def params_by_trial(database: Database, study: str) -> dict[int, dict[str, Any]]:
-    """Return each trial's parameters by its number."""
+def params_by_trial(database: Database, study: str) -> dict[int | None, dict[str, Any]]:
+    """Return each trial's parameters by Optuna's id of it."""
     import optuna
 
     loaded = optuna.load_study(study_name=study, storage=database.optuna)
-    return {trial.number: trial.params for trial in loaded.get_trials(deepcopy=False)}
+    return {trial._trial_id: trial.params for trial in loaded.get_trials(deepcopy=False)}
 
 
 def storage_words(storage: str | None) -> str:

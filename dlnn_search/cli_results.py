@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,14 +97,18 @@ def export(
         )
     from dlnn_search.config import read_config
     from dlnn_search.service.export import check_wishes, export_best
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.storage.definitions import look_up
+    from dlnn_search.storage.halves import lost_words
 
     # A model's config stands beside it, as `predict` expects.
     output = output or Path(model or "").with_suffix(".json")
     check_wishes(top, output, model)
     database = open_known("export", storage)
     try:
-        stored = find(database, study)
+        stored = look_up(database, study)
+        # What is written is in our tables.
+        if (lost := lost_words(database, stored.id, stored.name)) is not None:
+            print(f"Warning: {lost}", file=sys.stderr)
         written = None if model is None else _write_model(database, stored, model, code)
         exported = export_best(database, stored, top, output)
         for path in exported.paths:

@@ -148,7 +148,7 @@ def start(
     from dlnn_search.service.start import start as run
     from dlnn_search.service.warm_start import WarmStart
     from dlnn_search.storage.budget import Budget
-    from dlnn_search.storage.links import is_linked_name, parent_and_kind
+    from dlnn_search.storage.halves import is_linked_name, parent_and_kind
 
     console = make_console()
     if trials is not None and is_linked_name(study):
@@ -215,7 +215,8 @@ def start(
         return
     keep = options[: options.index("--timeout")] if "--timeout" in options else options
     again = " ".join(["dlnn-search start", *arguments, *keep])
-    with_code = f" --study {code or study}" if loaded.load or loaded.build else ""
+    file = loaded.file if loaded.first_name else study
+    with_code = f" --study {code or file}" if loaded.load or loaded.build else ""
     linked = is_linked_name(study)
     print_end(console, started.status, again, where, with_code, is_linked=linked)
     if linked:

@@ -75,6 +75,6 @@ def is_cut_off(path: Path) -> bool:
     return _PARTIAL.fullmatch(path.name) is not None
 
 
-def slot_path(study_name: str, slot_number: int) -> str:
+def slot_path(lasting_name: str, slot_number: int) -> str:
     """Return where a slot's checkpoint lies within a files folder."""
-    return f"{CHECKPOINTS}/{study_name}/{slot_number}/{CHECKPOINT}"
+    return f"{CHECKPOINTS}/{lasting_name}/{slot_number}/{CHECKPOINT}"

@@ -121,6 +121,9 @@ class Study:
             can be expected to gain less than the noise of one.
         measured_rate: What that test found, given by who opens the study in a database.
         name: The file's name, given by `dlnn_search.study_files.load_study`.
+        first_name: What it was called in the database before it was renamed there; empty: it was
+            not.
+        file: Where it was loaded from.
         code_name: What the configs of both versions, quick or not, call `load` and `build` by.
         sources: The text of its file, behind that of a study that it was made from.
         helpers: What its file imports from its folder: names below that, and texts.
@@ -147,11 +150,12 @@ class Study:
     stop_when_converged: Converged | None = None
     measured_rate: float | None = None
     name: str = ""
+    first_name: str = ""
+    file: str = ""
     code_name: str = ""
     summary: str = ""
     sources: tuple[str, ...] = ()
     helpers: tuple[tuple[str, str], ...] = ()
-    file: str = ""
 
     def __post_init__(self) -> None:
         if (self.minimize is None) == (self.maximize is None):
@@ -196,6 +200,11 @@ class Study:
     def direction(self) -> Literal["minimize", "maximize"]:
         """`minimize` or `maximize`, as Optuna says it."""
         return "minimize" if self.minimize is not None else "maximize"
+
+    @property
+    def lasting_name(self) -> str:
+        """What samplers are seeded by and folders are called: a new name changes neither."""
+        return self.first_name or self.name
 
     def quick_version(self) -> Study:
         """Return the small version, named `…-quick`.

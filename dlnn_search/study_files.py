@@ -34,6 +34,12 @@ def built_in_studies() -> dict[str, Path]:
     }
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a study of that name, or its quick version, comes with the product."""
+    known = built_in_studies()
+    return name in known or name.removesuffix("-quick") in known
+
+
 def load_study(name_or_file: str, *, quick: bool = False) -> Study:
     """Return a study by its name, or from a file that ends in `.py`.
 

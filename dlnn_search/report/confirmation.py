@@ -18,7 +18,8 @@ from dlnn_search.metrics import IN_MINUTES
 from dlnn_search.report.words import metric_name, metric_unit, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
-from dlnn_search.storage.links import is_linked_name, linked, seed_of_trial
+from dlnn_search.storage.halves import is_linked_name
+from dlnn_search.storage.links import linked, seed_of_trial
 from dlnn_search.storage.schema import slots
 
 #: Of the interval of a mean.
@@ -134,7 +135,8 @@ def confirmation(database: Database, study: StoredStudy) -> Confirmation | None:
     groups: dict[tuple[str, int], list[Any]] = {}
     for row in rows:
         origin = row.config.get("origin") or {}
-        groups.setdefault((str(origin.get("study")), int(origin.get("trial", -1))), []).append(row)
+        of = study.named_now(str(origin.get("study")))
+        groups.setdefault((of, int(origin.get("trial", -1))), []).append(row)
     if not groups:
         return None
     sign = 1 if study.direction == "minimize" else -1

@@ -45,7 +45,10 @@ def retuning(database: Database, study: StoredStudy) -> list[Rate]:
             .where(slots.c.study_id == retuned.id, slots.c.config.is_not(None))
             .order_by(slots.c.number)
         ).all()
-        origins = [(row.config["origin"]["study"], row.config["origin"]["trial"]) for row in rows]
+        origins = [
+            (study.named_now(row.config["origin"]["study"]), row.config["origin"]["trial"])
+            for row in rows
+        ]
         own = connection.scalar(
             sa.select(slots.c.config).where(
                 slots.c.study_id == study.id, slots.c.trial_number == origins[-1][1]

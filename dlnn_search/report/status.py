@@ -11,11 +11,9 @@ import sqlalchemy as sa
 from dlnn_search.storage.budget import BudgetUse, budget_use
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.presence import SILENT_SECONDS
 from dlnn_search.storage.schema import curves, now, slots, studies, workers
 from dlnn_search.storage.twins import TRAINED_ITSELF
-
-#: A worker that was silent for longer is shown no more, unless it still holds a lease.
-SILENT_SECONDS = 150.0
 
 #: Trials that the time of the next ones is estimated from.
 N_TRIALS_FOR_ESTIMATE = 50
@@ -85,6 +83,8 @@ class TrialStatus:
     seconds: float
     reason: str | None
     config: dict[str, Any] | None
+    trial_id: int | None = None
+    """Optuna's."""
 
 
 @dataclass(frozen=True)
@@ -328,6 +328,7 @@ def _trials(
             seconds=row.seconds or 0.0,
             reason=row.reason or WAITING_WORDS.get(row.waiting_reason),
             config=row.config,
+            trial_id=row.trial_id,
         )
         for row in rows
     ]

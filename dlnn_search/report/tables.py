@@ -69,10 +69,10 @@ def _searched_words(status: StudyStatus) -> str:
 def print_trials(
     console: Console,
     trials: Sequence[TrialStatus],
-    params: Mapping[int, Mapping[str, Any]],
+    params: Mapping[int | None, Mapping[str, Any]],
     study: StoredStudy,
 ) -> None:
-    """Print two lines a trial: what came of it, and its parameters."""
+    """Print two lines a trial: what came of it, and its parameters, by Optuna's id of it."""
     head = f"{'trial':>5}  {'outcome':<11}  {metric_name(study.metric)}"
     console.print(f"{head}, best epoch, time", style="bold")
     for trial in trials:
@@ -88,7 +88,7 @@ def print_trials(
             print_indented(
                 console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7
             )
-        print_indented(console, params_words(params.get(trial.number, {})), "dim", by=7)
+        print_indented(console, params_words(params.get(trial.trial_id, {})), "dim", by=7)
 
 
 def print_indented(console: Console, text: str, style: str = "dim", *, by: int = 2) -> None:
@@ -112,7 +112,7 @@ def print_best(
     console: Console,
     study: StoredStudy,
     trial: TrialStatus,
-    params: Mapping[int, Mapping[str, Any]],
+    params: Mapping[int | None, Mapping[str, Any]],
     points: Sequence[Point],
     storage: str,
 ) -> None:
@@ -125,7 +125,7 @@ def print_best(
         f"epoch {trial.best_epoch} of {trial.epochs_done}, {duration(trial.seconds)}\n",
         style="bold",
     )
-    shown = {name: _short(value) for name, value in params.get(trial.number, {}).items()}
+    shown = {name: _short(value) for name, value in params.get(trial.trial_id, {}).items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
         _say(console, f"  {name:<{width}}  {text}")

@@ -127,7 +127,7 @@ class Objective:
 
     def folder(self, slot: Slot) -> Path:
         """Where the slot's checkpoints are kept."""
-        return (self._database.files / slot_path(self._study.name, slot.number)).parent
+        return (self._database.files / slot_path(self._study.lasting_name, slot.number)).parent
 
     def __call__(self, trial: optuna.Trial, slot: Slot) -> Verdict:
         """Train a trial, or go on with one, to its end or an interruption.

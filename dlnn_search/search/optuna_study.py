@@ -23,13 +23,10 @@ from dlnn_search.search.first_trials import first_trials
 from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.halves import SLOT_ATTRIBUTE as SLOT_ATTRIBUTE
 from dlnn_search.storage.optuna_storage import TrialStorage
 from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
 from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
-
-#: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
-#: killed between the two rows leaves no trial without an owner.
-SLOT_ATTRIBUTE = "slot"
 
 #: A study's user attribute: the name of the sampler that `start --sampler` chose.
 SAMPLER_ATTRIBUTE = "sampler"
@@ -52,7 +49,7 @@ STATES: dict[Outcome, TrialState] = {
 
 
 def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int = 0) -> BaseSampler:
-    """Return the sampler for one slot, seeded by the study's name, the slot, and the draw.
+    """Return the sampler for one slot, seeded by the study's first name, the slot, and the draw.
 
     The same seed on two workers would suggest the same trials to both; a seed a slot suggests
     the same trial whichever worker draws it. Two samplers have one seed a study: a quasi-random
@@ -69,7 +66,7 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int 
     Raises:
         UsageError: If it needs a library that is not installed.
     """
-    seed = _seed(f"{study.name}:{slot_number}" + (f":{n_draws}" if n_draws else ""))
+    seed = _seed(f"{study.lasting_name}:{slot_number}" + (f":{n_draws}" if n_draws else ""))
     if n_draws > N_OWN_DRAWS:
         return optuna.samplers.RandomSampler(seed=seed)
     match sampler:
@@ -83,7 +80,7 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int 
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.samplers.QMCSampler(
                     scramble=True,
-                    seed=_seed(study.name),
+                    seed=_seed(study.lasting_name),
                     independent_sampler=independent,
                     warn_independent_sampling=False,
                 )
@@ -100,7 +97,9 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int 
 @lru_cache(maxsize=8)
 def _coarse_to_fine(sampler: CoarseToFine, study: Study) -> CoarseToFine:
     """Return one sampler for all slots of a study: it keeps what it read of earlier trials."""
-    seeded = sampler if sampler.seed is not None else sampler.changed(seed=_seed(study.name))
+    seeded = (
+        sampler if sampler.seed is not None else sampler.changed(seed=_seed(study.lasting_name))
+    )
     if seeded.first_trials is not None:
         return seeded
     return seeded.changed(first_trials=partial(first_trials, study, seeded))

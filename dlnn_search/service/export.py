@@ -19,7 +19,8 @@ from dlnn_search.report.status import TrialStatus, best_trials, count_complete
 from dlnn_search.report.words import count_words, metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
-from dlnn_search.storage.links import linked_name, parent_of
+from dlnn_search.storage.halves import linked_name
+from dlnn_search.storage.links import parent_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,11 @@ def confirmed_config(candidate: Candidate) -> Config:
     config = Config.model_validate(candidate.config)
     assert config.origin is not None  # `confirm` gives it one
     origin = config.origin.model_copy(
-        update={"confirmed_mean": candidate.mean, "confirmed_seeds": len(candidate.values)}
+        update={
+            "study": candidate.study,  # as it is called now
+            "confirmed_mean": candidate.mean,
+            "confirmed_seeds": len(candidate.values),
+        }
     )
     return config.model_copy(update={"origin": origin})
 

@@ -146,7 +146,7 @@ def start(
         if not prepared.seats or _is_over(database, stored):
             return Ended(prepared.status(), by_itself=True)
         if in_background:
-            logs = logs_folder(database, study.name)
+            logs = logs_folder(database, study.lasting_name)
             with PidFile(database.files, study.name).held(logs / LOG_NAME):
                 return _run(prepared, arguments, url, wishes, view, ignore_hangup=True)
         _say_who_else(prepared, say)
@@ -186,7 +186,7 @@ def start_detached(
         running = pid_file.running()
         if running is not None:
             return Detached(running, already=True)
-        log = logs_folder(prepared.database, study.name) / LOG_NAME
+        log = logs_folder(prepared.database, study.lasting_name) / LOG_NAME
         # Not in the arguments: everybody sees those in a list of processes.
         environment = {"DLNN_SEARCH_STORAGE": url}
         command = ["start", *arguments, *options, "--in-background"]
@@ -261,7 +261,9 @@ def _prepared(
     example = example_config(study)
     database = open_database(url, create=True)
     try:
-        stored = register(database, study.name, study.definition(), fresh=wishes.fresh, say=say)
+        stored = register(
+            database, study.name, study.definition(), file=study.file, fresh=wishes.fresh, say=say
+        )
         optuna_study = open_optuna_study(study, database)
         if wishes.sampler is not None:
             with storage_errors(database.url):
@@ -306,7 +308,7 @@ def _run(
         seats=prepared.seats,
         database=database,
         study_id=stored.id,
-        logs=logs_folder(database, stored.name),
+        logs=logs_folder(database, stored.lasting_name),
         say=live.say,
         away=live.show_away,
     )

@@ -203,7 +203,7 @@ class Supervisor:
         told = last_words(place.log)
         how = exit_words(code)
         if code in FATAL_EXIT_CODES:
-            raise FATAL_EXIT_CODES[code](told.removeprefix("Error: "))
+            raise FATAL_EXIT_CODES[ExitCode(code)](told.removeprefix("Error: "))
         if time.monotonic() - place.started > STEADY_SECONDS:
             place.crashes = 0
         is_outage = code == ExitCode.STORAGE and self._away_since is not None

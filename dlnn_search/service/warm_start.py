@@ -95,7 +95,7 @@ def _enqueue_trials(
         raise UsageError(f"'{source.name}' has no complete trial to start from.")
     with storage_errors(database.url):
         params = {
-            trial.number: trial.params
+            trial._trial_id: trial.params
             for trial in optuna.load_study(
                 study_name=source.name, storage=database.optuna
             ).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -107,7 +107,7 @@ def _enqueue_trials(
         said = []
         for trial in best:
             name = f"Trial {trial.number} of {source.name}"
-            given = params.get(trial.number, {})
+            given = params.get(trial.trial_id or -1, {})
             taken, left, new = agreeing(study, given)
             if not taken:
                 said.append(f"{name}: no parameter that this study's space has; left out.")

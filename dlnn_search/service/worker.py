@@ -37,6 +37,7 @@ from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.events import add_event
+from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import pause_seconds
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
@@ -138,10 +139,26 @@ class _Worker:
             if not self._interrupted.by_signal:
                 raise
             return ExitCode.INTERRUPTED
+        except Exception:
+            self._check_whole()
+            raise
         finally:
             # The disk or the server may be what failed: the lease then ends by itself.
             with suppress(DlnnSearchError):
                 self._database.retrying(self._leave, seconds=LAST_WORDS_SECONDS)
+
+    def _check_whole(self) -> None:
+        """Say so where an error comes of a study that was deleted or renamed meanwhile.
+
+        Raises:
+            StudyError: If it was. The trial's id may be another study's by now: it is left alone.
+        """
+        words = self._retrying(
+            lambda: lost_words(self._database, self._study_id, self._stored.name)
+        )
+        if words is not None:
+            self._slot = None
+            raise StudyError(words)
 
     def _work(self) -> int:
         self._sweep()

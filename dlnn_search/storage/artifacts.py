@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from dlnn_search.files import CHECKPOINT, CHECKPOINTS, latest_checkpoint, slot_path
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.place import lasting_name, place_of
 from dlnn_search.storage.schema import artifacts as table
 from dlnn_search.storage.schema import now, slots, studies
 from dlnn_search.storage.twins import TRAINED_ITSELF
@@ -61,6 +61,7 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
             sa.select(
                 studies.c.id,
                 studies.c.name,
+                studies.c.definition,
                 studies.c.definition["settings"]["direction"].as_string().label("direction"),
                 slots.c.number,
             )
@@ -75,7 +76,7 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
             .order_by(order, slots.c.trial_number)
             .limit(keep)
         )
-        path = slot_path(row.name, row.number)
+        path = slot_path(lasting_name(row.name, row.definition), row.number)
         return Standing(row.id, path, tuple(best), tuple(artifacts_of(database, row.id)))
 
 

@@ -23,7 +23,7 @@ from dlnn_search.storage.backup_write import (
     write_studies,
 )
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.place import EARLIER_NAMES, place_of
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,10 @@ def restore(
             )
         others = reader.other_ledger() if only is None else []
         copies = [reader.read_study(number) for number in numbers]
-        if new_name is not None:
+        if new_name is not None:  # beside the first one it needs folders of its own
             copies[0].study["name"] = new_name
-        check_names(database, [copy.name for copy in copies])
+            copies[0].study["definition"].pop(EARLIER_NAMES, None)
+        check_names(database, [name for copy in copies for name in copy.names])
         copied, put = [], PutFiles(database.files)
         try:
             for number, copy in zip(numbers, copies, strict=True):
@@ -189,7 +190,7 @@ def _put_checkpoints(
             def write(file: Any, member: str = member) -> None:
                 reader.copy_member(member, file)
 
-            put.put(slot_path(copy.name, slot), write)
+            put.put(slot_path(copy.folder, slot), write)
     n_there = len(set(members) & set(wanted))
     n_lacking = forget_unreachable(copy, set(members))
     return Copied(copy.name, copy.counts(), n_there, n_lacking)
@@ -206,7 +207,7 @@ def checkpoints_of(copy: StudyRows, files: Path) -> dict[int, Path]:
         for row in copy.rows["slots"]
         if row["state"] in ("open", "waiting") and row.get("trial_number") is not None
     }
-    paths = {slot: files / slot_path(copy.name, slot) for slot in sorted(kept | begun)}
+    paths = {slot: files / slot_path(copy.folder, slot) for slot in sorted(kept | begun)}
     return {slot: _latest(path) for slot, path in paths.items()}
 
 

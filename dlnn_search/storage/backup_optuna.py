@@ -23,12 +23,18 @@ _TRIAL_KEY = re.compile(r"(dashboard:(?:artifacts:)?)(#?)(\d+)(:.*)", re.DOTALL)
 Plain = dict[str, Any]
 
 
-def read_optuna_study(storage: BaseStorage, name: str) -> tuple[Plain | None, list[Plain]]:
-    """Return a study and its trials by number, free of ids; None where Optuna has none."""
+def read_optuna_study(
+    storage: BaseStorage, name: str
+) -> tuple[Plain | None, list[Plain], dict[int, int]]:
+    """Return a study and its trials by number, free of ids; None where Optuna has none.
+
+    Returns:
+        The study, its trials, and their numbers by Optuna's ids.
+    """
     try:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
-        return None, []
+        return None, [], {}
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda each: each.number)
     numbers = {trial._trial_id: trial.number for trial in trials}
     system = storage.get_study_system_attrs(study_id)
@@ -41,7 +47,7 @@ def read_optuna_study(storage: BaseStorage, name: str) -> tuple[Plain | None, li
             if key != UNFINISHED
         },
     }
-    return study, [_plain_trial(trial) for trial in trials]
+    return study, [_plain_trial(trial) for trial in trials], numbers
 
 
 def write_optuna_study(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,12 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import Connection
 
-from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
 from dlnn_search.storage import schema
 from dlnn_search.storage.backup_optuna import read_optuna_study
 from dlnn_search.storage.budget import held_seconds, wall_used
+from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 
 Row = dict[str, Any]
 
@@ -40,6 +42,8 @@ TABLES: Mapping[str, tuple[sa.Table, frozenset[str]]] = {
     "ledger": (schema.ledger, frozenset({"id"})),
 }
 STUDY_COLUMNS_LEFT = frozenset({"id", "active_since", "moved_to"})
+#: Study names, as `dlnn_search.study` has them: a folder's name.
+STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 #: Numbers in place of ids.
 SLOT_REFERENCES = ("waits_for", "reused_from")
 
@@ -64,6 +68,16 @@ class StudyRows:
     def name(self) -> str:
         return str(self.study["name"])
 
+    @property
+    def folder(self) -> str:
+        """How its folders are called."""
+        return lasting_name(self.name, self.study["definition"])
+
+    @property
+    def names(self) -> list[str]:
+        """All that it was ever called."""
+        return [self.name, *self.study["definition"].get(EARLIER_NAMES, ())]
+
     def counts(self) -> dict[str, int]:
         """Return how many rows of each kind there are."""
         return {**{name: len(rows) for name, rows in self.rows.items()}, "trials": len(self.trials)}
@@ -84,6 +98,7 @@ def read_study(connection: Connection, storage: BaseStorage, name: str) -> Study
 
     Raises:
         UsageError: If there is no such study.
+        StudyError: If the trials of its slots are not among Optuna's.
     """
     found = connection.execute(sa.select(schema.studies).where(schema.studies.c.name == name))
     study = found.mappings().first()
@@ -108,12 +123,27 @@ def read_study(connection: Connection, storage: BaseStorage, name: str) -> Study
         ),
         ("events", _of_study(schema.events, study["id"])),
         ("artifacts", _of_study(schema.artifacts, study["id"])),
-        ("ledger", sa.select(schema.ledger).where(schema.ledger.c.study == name)),
+        (
+            "ledger",
+            sa.select(schema.ledger).where(
+                schema.ledger.c.study.in_([name, *study["definition"].get(EARLIER_NAMES, ())])
+            ),
+        ),
     ):
         if name_ == "ledger":
             query = query.order_by(schema.ledger.c.id)
         rows[name_] = [dict(row) for row in connection.execute(query).mappings()]
-    optuna_study, trials = read_optuna_study(storage, name)
+    optuna_study, trials, numbers_by_id = read_optuna_study(storage, name)
+    for row in rows["slots"]:
+        if (
+            row["trial_id"] is not None
+            and numbers_by_id.get(row["trial_id"]) != row["trial_number"]
+        ):
+            raise StudyError(
+                f"Trial {row['trial_number']} of the study '{name}' is gone from Optuna's tables: "
+                "another program deleted or renamed the study there. "
+                f"'dlnn-search status {name}' says what to do."
+            )
     return StudyRows(
         study=_study_row(dict(study), float(used)),
         rows={table: [_by_number(table, row, numbers) for row in rows[table]] for table in TABLES},
@@ -209,6 +239,9 @@ def check_whole(copy: StudyRows) -> None:
     Raises:
         ValueError: If they do not.
     """
+    # Names become folders.
+    if not all(STUDY_NAME.fullmatch(str(name)) for name in copy.names):
+        raise ValueError("an earlier name of the study is no name")
     slots = [row["number"] for row in copy.rows["slots"]]
     if slots != sorted(set(slots)):
         raise ValueError("slots are not numbered one by one")

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.halves import Kind, linked_name
 from dlnn_search.storage.schema import slots, studies
 
-Kind = Literal["confirm", "retune"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 #: Tells of a config in plain data what makes it this one.
 Identity = Callable[[dict[str, Any]], str]
-
-
-def linked_name(parent: str, kind: Kind) -> str:
-    """Return what a study's linked study of a kind is called."""
-    return f"{parent}-{kind}"
-
-
-def is_linked_name(name: str) -> bool:
-    """Whether a name is that of a linked study, by how it ends."""
-    return not name.endswith(".py") and name.endswith(
-        tuple(linked_name("", kind) for kind in KINDS)
-    )
-
-
-def parent_and_kind(name: str) -> tuple[str, str]:
-    """Return whose linked study a linked name is, and of which kind."""
-    parent, _, kind = name.rpartition("-")
-    return parent, kind
 
 
 def linked(database: Database, parent: StoredStudy, kind: Kind) -> StoredStudy | None:

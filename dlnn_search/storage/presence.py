@@ -19,6 +19,8 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import workers as table
 
+#: A worker that was silent for longer is taken for gone, unless it still holds a lease.
+SILENT_SECONDS = 150.0
 #: How much two readings of one process's start may differ.
 CLOCK_SECONDS = 2.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux
@@ -99,6 +101,32 @@ def dead_workers(database: Database, study_id: int) -> list[str]:
     Their leases would end by themselves; a start after a crash need not wait for that.
     """
     return [row.id for row, is_alive in _workers_here(database, study_id) if not is_alive]
+
+
+def searching(database: Database, study_id: int) -> list[str]:
+    """Return the host of each worker that is at a study, or holds a slot of it, on any machine."""
+    dead = dead_workers(database, study_id)
+    with database.transaction() as connection:
+        present = connection.execute(
+            sa.select(table.c.id, table.c.host).where(
+                table.c.study_id == study_id,
+                table.c.state != "stopped",
+                table.c.id.not_in(dead),
+                # A worker of this machine that is alive may only sleep.
+                sa.or_(
+                    table.c.seen_at > now() - SILENT_SECONDS,
+                    table.c.processes == process_space(),
+                ),
+            )
+        ).all()
+        holders = connection.execute(
+            sa.select(slots.c.worker, table.c.host)
+            .outerjoin(table, table.c.id == slots.c.worker)
+            .where(slots.c.study_id == study_id, slots.c.state == "held")
+            .where(slots.c.lease_ends_at >= now(), slots.c.worker.not_in(dead))
+        ).all()
+    hosts = {row.worker: row.host or "an unknown machine" for row in holders}
+    return list((hosts | {row.id: row.host for row in present}).values())
 
 
 @dataclass(frozen=True)

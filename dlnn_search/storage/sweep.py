@@ -20,7 +20,7 @@ from dlnn_search.errors import StorageError
 from dlnn_search.files import CHECKPOINT, CHECKPOINTS, is_cut_off
 from dlnn_search.storage.artifacts import Artifact, artifacts_of, drop
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.place import lasting_name, place_of
 from dlnn_search.storage.schema import artifacts, ledger, slots, studies
 
 #: A trial that was settled a moment ago may still get its checkpoint registered, and a file that
@@ -69,8 +69,11 @@ def find_orphans(database: Database, min_age_seconds: float = MIN_AGE_SECONDS) -
     if not root.is_dir():
         return found
     with database.transaction() as connection:
-        ids = {row.name: row.id for row in connection.execute(sa.select(studies))}
-    elsewhere = _studies_beside(database)
+        ids = {
+            lasting_name(row.name, row.definition): row.id
+            for row in connection.execute(sa.select(studies))
+        }
+    elsewhere = folders_beside(database)
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.is_symlink():
             continue
@@ -229,15 +232,16 @@ def remove(database: Database, orphans: Sequence[Orphan]) -> tuple[int, int]:
     return n_gone, n_bytes
 
 
-def _studies_beside(database: Database) -> set[str]:
-    """Return the studies of other SQLite databases that share the files folder."""
+def folders_beside(database: Database) -> set[str]:
+    """Return how folders are named by the SQLite databases that share the files folder."""
     names: set[str] = set()
     for path in database.files.glob("*.db"):
         with (
             contextlib.suppress(sqlite3.Error),
             contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection,
         ):
-            names |= {row[0] for row in connection.execute("SELECT name FROM dlnn_studies")}
+            rows = connection.execute("SELECT name, definition FROM dlnn_studies")
+            names |= {lasting_name(name, json.loads(definition)) for name, definition in rows}
     return names
 
 

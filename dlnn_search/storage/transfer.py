@@ -66,7 +66,7 @@ def migrate(
                 there = {
                     slot
                     for slot, path in checkpoints_of(copy, source.files).items()
-                    if put.copy(slot_path(copy.name, slot), path)
+                    if put.copy(slot_path(copy.folder, slot), path)
                 }
                 n_lacking = forget_unreachable(copy, there)
                 copied.append(Copied(copy.name, copy.counts(), len(there), n_lacking))
