@@ -73,3 +73,13 @@ def test_pictures_may_still_change_before_the_first_trial(database: Database) ->
     check_data(database, stored, COURSE)
     assert find(database, "mine").definition["pictures"] == COURSE
     assert join(database, "mine", DEFINITION).id == stored.id  # they are no part of the study
+
+
+def test_pictures_that_an_earlier_version_told_in_fewer_words_are_the_same(
+    database: Database,
+) -> None:
+    stored = begun(database)
+    check_data(database, stored, ["the pictures of 'mine', aaaa"])
+    check_data(database, stored, ["the pictures of 'mine', aaaa, all bbbb"])
+    with pytest.raises(StudyError, match="other pictures"):
+        check_data(database, stored, ["the pictures of 'mine', aaab, all bbbb"])
