@@ -185,7 +185,19 @@ def test_a_study_does_not_begin_anew_while_a_worker_holds_a_trial(
     database: Database, fresh: bool
 ) -> None:
     stored = begun(database)
-    with pytest.raises(StudyError, match=r"Worker w holds a trial.*dlnn-search stop mine --now"):
+    with pytest.raises(
+        UsageError, match=r"is being searched by 1 worker.*dlnn-search stop mine --now"
+    ):
         register(database, "mine", OTHER, fresh=fresh)
     assert find(database, "mine").id == stored.id
     assert [study.name for study in all_studies(database)] == ["mine"]
+
+
+def test_pictures_that_an_earlier_version_told_in_fewer_words_are_the_same(
+    database: Database,
+) -> None:
+    stored = begun(database)
+    check_data(database, stored, ["the pictures of 'mine', aaaa"])
+    check_data(database, stored, ["the pictures of 'mine', aaaa, all bbbb"])
+    with pytest.raises(StudyError, match="other pictures"):
+        check_data(database, stored, ["the pictures of 'mine', aaab, all bbbb"])
