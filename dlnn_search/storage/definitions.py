@@ -332,8 +332,10 @@ def _has_trials_in(connection: Connection, study_id: int) -> bool:
 def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     def as_lines(definition: dict[str, Any]) -> list[str]:
         settings = definition["settings"]
+        # In one order: a backup has an object's keys sorted.
+        told = {key: json.dumps(settings[key], sort_keys=True) for key in settings}
         compared = sorted(settings.keys() - NOT_COMPARED)
-        return [f"{key} = {settings[key]}" for key in compared] + str(
+        return [f"{key} = {json.loads(told[key])}" for key in compared] + str(
             definition["code"]
         ).splitlines()
 

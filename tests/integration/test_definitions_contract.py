@@ -45,6 +45,15 @@ def test_a_worker_joins_the_same_definition(database: Database) -> None:
     assert join(database, "mine", dict(DEFINITION)).id == stored.id
 
 
+def test_a_definition_is_the_same_in_whatever_order_its_keys_are_stored(database: Database) -> None:
+    data = {"options": {"b": [{"y": 1, "x": 2}], "a": 1}, "name": "own"}
+    in_order = {"name": "own", "options": {"a": 1, "b": [{"x": 2, "y": 1}]}}
+    settings = DEFINITION["settings"]
+    stored = register(database, "mine", {**DEFINITION, "settings": {**settings, "data": in_order}})
+    definition = {**DEFINITION, "settings": {"data": data, **settings}}
+    assert join(database, "mine", definition).id == stored.id
+
+
 def test_a_study_that_was_never_started_cannot_be_joined(database: Database) -> None:
     with pytest.raises(UsageError, match=r"no study 'mine'.*dlnn-search start mine"):
         join(database, "mine", DEFINITION)
