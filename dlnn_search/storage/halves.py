@@ -215,6 +215,10 @@ def archive(database: Database, study_id: int, name: str) -> str:
     Raises:
         UsageError: If somebody searches one of them, or the study is not there any more.
     """
+    with database.transaction() as connection:
+        family = _idle_family(connection, database, study_id, name)
+    with storage_errors(database.url):
+        optuna_ids = {row.id: _optuna_id(database, row) for row in family}
     with storage_errors(database.url), database.together(), database.transaction() as connection:
         family = _idle_family(connection, database, study_id, name)
         new_name = _free_name(connection, name)
@@ -222,7 +226,7 @@ def archive(database: Database, study_id: int, name: str) -> str:
         for row in family:
             reason = f"The study is archived as '{new[row.id]}', and '{row.name}' begins anew."
             change_control(connection, row.id, "stop", reason)
-            optuna_id = _optuna_id(database, row)
+            optuna_id = optuna_ids.get(row.id)
             if optuna_id is not None:
                 database.optuna.rename_study(optuna_id, new[row.id])
             for column in (studies.c.name, studies.c.parent, ledger.c.study):
