@@ -12,7 +12,7 @@ import optuna
 from dlnn_search import data
 from dlnn_search.config import Config
 from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
-from dlnn_search.report.advice import is_bug
+from dlnn_search.report.advice import is_bug, mend_words
 from dlnn_search.report.live import LiveView
 from dlnn_search.report.status import StudyStatus, study_status
 from dlnn_search.search.optuna_study import (
@@ -322,9 +322,8 @@ def _run(
     status = prepared.status()
     if is_bug(status):
         raise StudyError(
-            f"The study '{stored.name}' was stopped: trial after trial failed by a bug, the last "
-            f"one so:\n{(status.control_reason or '').strip()}\nMend the study, check it with "
-            f"'dlnn-search validate', and start it again."
+            f"The study '{stored.name}' was stopped: its trials failed by a bug, the last one so:\n"
+            f"{(status.control_reason or '').strip()}\n{mend_words(status)}"
         )
     return Ended(status, by_itself)
 

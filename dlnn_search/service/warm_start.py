@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -160,8 +161,18 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
         elif fits(value, asked[name]):
             taken[name] = value
         else:
-            left.append(f"{shown} (outside of {_range_words(asked[name])})")
+            left.append(f"{shown} ({_why_not(value, asked[name])})")
     return taken, left, [name for name in asked if name not in taken]
+
+
+def _why_not(value: Any, distribution: BaseDistribution) -> str:
+    """Return why a parameter cannot have a value."""
+    step, low = getattr(distribution, "step", None), getattr(distribution, "low", None)
+    is_number = isinstance(value, int | float) and low is not None
+    if not is_number or not step or not low <= value <= getattr(distribution, "high", low):
+        return f"outside of {_range_words(distribution)}"
+    below = low + math.floor((value - low) / step) * step
+    return f"off the grid: the nearest values are {below:.6g} and {below + step:.6g}"
 
 
 def _range_words(distribution: BaseDistribution) -> str:

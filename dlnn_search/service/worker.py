@@ -405,7 +405,7 @@ class _Worker:
         if stopped:
             raise StudyError(
                 f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
-                "Mend the study, then start it again."
+                "Mend the study, then start it again, with --fresh where a trial has a result."
             )
 
     def _stop(self, why: str | None) -> None:

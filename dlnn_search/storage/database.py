@@ -195,7 +195,7 @@ def database_url(given: str | None, password: str = STORAGE_PASSWORD) -> str:
     """
     text = given or os.environ.get("DLNN_SEARCH_STORAGE") or DEFAULT_URL
     try:
-        url = make_url(text)
+        url = make_url(sqlite.with_whole_path(text))
     except (sa.exc.ArgumentError, ValueError):
         raise _no_address() from None
     backend = url.get_backend_name()
