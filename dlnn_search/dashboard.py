@@ -137,7 +137,7 @@ def serve(
 def _editors_side(database: Database) -> WSGIApplication:
     """Return optuna-dashboard, which deletes and renames studies of ours with both halves."""
     storage = _remembering(database)
-    theirs = wsgi(storage)
+    theirs: WSGIApplication = wsgi(storage)
     script = files("dlnn_search").joinpath("dashboard_refused.js").read_text("utf-8")
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -111,8 +111,8 @@ def test_every_command_says_that_another_program_deleted_a_study(work: Place) ->
         assert told.err.count("another program deleted or renamed") == 1, (command, told.err)
         assert "Traceback" not in told.both
     assert not (work.folder / "backup.zip").exists()
-    for command in (("status",), ("status", "tiny"), ("storage", "info")):
-        assert "dlnn-search delete tiny" in work.succeed(*command).replace("\n", " "), command
+    for shown in (("status",), ("status", "tiny"), ("storage", "info")):
+        assert "dlnn-search delete tiny" in work.succeed(*shown).replace("\n", " "), shown
     assert "dlnn-search delete tiny" in work.run("doctor").out
     exported = work.run("export", "tiny", "-o", "best.json")  # what was found is not lost
     assert exported.code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from dlnn_search.dashboard_curves import FIGURE_ID, paint
 from dlnn_search.errors import StorageError, StudyError, UsageError
+from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.optuna_study import make_sampler
 from dlnn_search.service.doctor import _database as database_findings
 from dlnn_search.service.joining import join_study
@@ -29,7 +31,7 @@ from dlnn_search.storage.ledger import openings
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.sweep import find_orphans
-from dlnn_search.study import CoarseToFine, RandomSearch, Sampler, Study, Tpe
+from dlnn_search.study import RandomSearch, Sampler, Study, Tpe
 from dlnn_search.study_files import built_in_studies
 
 from .whole_study import a_study, fill, optuna_trials
@@ -144,11 +146,12 @@ def test_while_a_worker_is_there_or_a_slot_is_held_nothing_is_changed(
     database: Database, stored: StoredStudy
 ) -> None:
     worker = Presence(database, stored.id)
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: check_idle(database, stored.id, NAME),
         lambda: delete_study(database, stored.id, NAME),
         lambda: rename_study(database, stored.id, NAME, "better"),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(UsageError, match=r"is being searched by 1 worker .*stop some-study"):
             change()
     worker.show(state="stopped")
