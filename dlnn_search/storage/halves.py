@@ -21,7 +21,7 @@ from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.events import insert_event
 from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.presence import searching
-from dlnn_search.storage.schema import artifacts, ledger, slots, studies
+from dlnn_search.storage.schema import artifacts, curves, events, ledger, slots, studies, workers
 from dlnn_search.storage.sweep import folders_beside
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
@@ -143,8 +143,13 @@ def delete_study(
                 storage.delete_study(optuna_id)
 
     def delete_ours() -> None:
+        ids = [row.id for row in family]
+        of_slots = curves.c.slot_id.in_(sa.select(slots.c.id).where(slots.c.study_id.in_(ids)))
         with database.transaction() as connection:
-            connection.execute(studies.delete().where(studies.c.id.in_([row.id for row in family])))
+            connection.execute(curves.delete().where(of_slots))
+            for table in (artifacts, events, workers, slots):
+                connection.execute(table.delete().where(table.c.study_id.in_(ids)))
+            connection.execute(studies.delete().where(studies.c.id.in_(ids)))
 
     with storage_errors(database.url):
         database.at_once(delete_optunas, delete_ours)
