@@ -26,7 +26,7 @@ from dlnn_search.search.sweep import sweep
 from dlnn_search.service.convergence import converged_words, settle
 from dlnn_search.service.detach import LOG_NAME, Background, PidFile, run_in_background
 from dlnn_search.service.gpus import Seat, plan_seats
-from dlnn_search.service.joining import check_pictures
+from dlnn_search.service.joining import as_stored, check_pictures
 from dlnn_search.service.logs import logs_folder
 from dlnn_search.service.measured_rate import measure
 from dlnn_search.service.supervisor import Supervisor
@@ -261,6 +261,9 @@ def _prepared(
     example = example_config(study)
     database = open_database(url, create=True)
     try:
+        begun = study if wishes.fresh else as_stored(study, database)
+        if begun is not study:
+            study, example = begun, example_config(begun)
         stored = register(
             database, study.name, study.definition(), file=study.file, fresh=wishes.fresh, say=say
         )
