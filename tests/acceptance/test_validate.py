@@ -1,5 +1,7 @@
 """`validate` finds the config that cannot work before a search does."""
 
+import re
+
 from .command_line import Place
 
 STUDY_ERROR = 3
@@ -47,3 +49,19 @@ def test_a_space_that_works_is_told_so_with_what_it_will_take(place: Place) -> N
     told = place.succeed("validate", "works.py")
     assert "FAILS" not in told
     assert "configs work" in told and "parameters" in told and "a trial" in told
+
+
+REFUSES = """
+    if len(blocks) == 4:
+        raise optuna.TrialPruned
+"""
+
+
+def test_what_a_space_refuses_is_counted_and_no_failure(place: Place) -> None:
+    code = SHRINKS.replace("LEVELS", "2").replace(
+        "    return Config(", f"{REFUSES}    return Config("
+    )
+    (place.folder / "refuses.py").write_text(code)
+    told = place.succeed("validate", "refuses.py")
+    assert "FAILS" not in told and "configs work" in told
+    assert re.search(r"[1-9]\d* draws are infeasible: the space refuses them", told)
