@@ -7,7 +7,7 @@ import dataclasses
 from dlnn_search.config import OwnData
 from dlnn_search.data.identity import identity_of
 from dlnn_search.own_code import register
-from dlnn_search.search.optuna_study import example_config
+from dlnn_search.search.corners import example_config
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import (
     StoredStudy,

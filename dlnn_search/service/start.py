@@ -15,10 +15,10 @@ from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
 from dlnn_search.report.advice import is_bug, mend_words
 from dlnn_search.report.live import LiveView
 from dlnn_search.report.status import StudyStatus, study_status
+from dlnn_search.search.corners import example_config
 from dlnn_search.search.optuna_study import (
     check_libraries,
     choose_sampler,
-    example_config,
     open_optuna_study,
     sampler_of_name,
 )

@@ -19,6 +19,7 @@ from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.named_configs import NAMED, find_config
 from dlnn_search.report.status import best_trials
 from dlnn_search.search.axes import fits
+from dlnn_search.search.failures import MAX_DRAWS
 from dlnn_search.service.linked import identity
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import StoredStudy, find
@@ -109,7 +110,13 @@ def _enqueue_trials(
         for trial in best:
             name = f"Trial {trial.number} of {source.name}"
             given = params.get(trial.trial_id or -1, {})
-            taken, left, new = agreeing(study, given)
+            try:
+                taken, left, new = agreeing(study, given)
+            except optuna.TrialPruned:
+                said.append(
+                    f"{name}: this study's space refuses it (optuna.TrialPruned); left out."
+                )
+                continue
             if not taken:
                 said.append(f"{name}: no parameter that this study's space has; left out.")
                 continue
@@ -136,6 +143,9 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
 
     Returns:
         The values that fit; the others, with why; the names of what the space asks besides.
+
+    Raises:
+        TrialPruned: If the space refuses the values, whatever is drawn besides.
     """
     asked: dict[str, BaseDistribution] = {}
 
@@ -152,7 +162,14 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
                 return given[param_name]
             return super().sample_independent(study, trial, param_name, param_distribution)
 
-    study.config(optuna.create_study(sampler=_Given(seed=0)).ask())
+    search = optuna.create_study(sampler=_Given(seed=0))
+    for n_left in reversed(range(MAX_DRAWS)):
+        try:
+            study.config(search.ask())
+            break
+        except optuna.TrialPruned:  # it may be for what was drawn beside
+            if not n_left:
+                raise
     taken, left = {}, []
     for name, value in given.items():
         shown = f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"

@@ -14,20 +14,21 @@ import sqlalchemy as sa
 
 from dlnn_search.dashboard_curves import FIGURE_ID, paint
 from dlnn_search.errors import StorageError, StudyError, UsageError
+from dlnn_search.files import slot_path
 from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.optuna_study import make_sampler
 from dlnn_search.service.doctor import _database as database_findings
 from dlnn_search.service.joining import join_study
-from dlnn_search.service.linked import check_new_name, enqueue, linked
+from dlnn_search.service.linked import check_new_name, enqueue
 from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import slot_path
 from dlnn_search.storage.backup import back_up, restore
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import StoredStudy, find, look_up, register
 from dlnn_search.storage.halves import check_idle, delete_study, lost_words, rename_study
 from dlnn_search.storage.info import describe
 from dlnn_search.storage.ledger import openings
+from dlnn_search.storage.links import linked
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.sweep import find_orphans

@@ -20,7 +20,8 @@ from dlnn_search import (
     Training,
 )
 from dlnn_search.errors import UsageError
-from dlnn_search.search.optuna_study import begin_trial, example_config, open_optuna_study
+from dlnn_search.search.corners import example_config
+from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.service.convergence import converged_words, settle, stop_if_converged
 from dlnn_search.service.warm_start import WarmStart, agreeing, warm_start
 from dlnn_search.storage.control import orders
