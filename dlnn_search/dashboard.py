@@ -11,14 +11,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import optuna
 import waitress
-from optuna.storages import BaseStorage, get_storage
+from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
 from dlnn_search.dashboard_access import Passwords, Sides, gate
 from dlnn_search.dashboard_curves import paint
 from dlnn_search.errors import UsageError
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.optuna_storage import remembering
 
 THREADS = 8
 #: What the dashboard sends is a note or a setting; a larger request is a nuisance.
@@ -122,10 +124,10 @@ def _remembering(database: Database) -> BaseStorage:
     They never change. Without it optuna-dashboard reads all of them again every ten seconds:
     2,000 trials cost 2.6 s of processor time, of which 0.8 s are left.
     """
-    storage = get_storage(database.optuna)
-    for study in storage.get_all_studies():
+    storage = remembering(database.optuna)
+    for name in optuna.get_all_study_names(storage):
         with suppress(KeyError):  # deleted meanwhile
-            storage.get_all_trials(study._study_id, deepcopy=False)
+            storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
     return storage
 
 

@@ -17,6 +17,7 @@ from dlnn_search import data
 from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.split import TrainingData
 from dlnn_search.errors import OutageError, StorageError
+from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.search.failures import POLICIES, Kind, failure_of
 from dlnn_search.search.optuna_study import storage_of
 from dlnn_search.search.outbox import Outbox
@@ -145,7 +146,7 @@ class Objective:
 
         def ask() -> Config:
             # A space may be asked again: what was suggested already stays.
-            with storage_of(trial.study).gathering(trial._trial_id):
+            with storage_of(trial.study).gathering(trial_id_of(trial.study, trial)):
                 return self._study.config(trial)
 
         config = self._retrying(ask)
@@ -175,7 +176,7 @@ class Objective:
             if twin is None and slot.config is None:  # else it has no pictures yet
                 self._show(trial, slot, config)
 
-        storage, trial_id = storage_of(trial.study), trial._trial_id
+        storage, trial_id = storage_of(trial.study), trial_id_of(trial.study, trial)
         self._database.at_once(lambda: storage.write_gathered(trial_id), find, show)
         return twin
 
@@ -208,7 +209,8 @@ class Objective:
         is_new = slot.fence == 1 and slot.trial_id is None
         damage = _clear_what_is_damaged(self.folder(slot), config.fingerprint(), is_new=is_new)
         rungs = rungs_of(trial.study.pruner, epochs)
-        reports = Reports(trial.study, trial._trial_id, metric=metric, epochs=epochs, rungs=rungs)
+        trial_id = self._retrying(lambda: trial_id_of(trial.study, trial))
+        reports = Reports(trial.study, trial_id, metric=metric, epochs=epochs, rungs=rungs)
         outbox = Outbox(
             self._database,
             self._slots,
