@@ -47,6 +47,9 @@ class _Group(TyperGroup):
         except Exception as error:
             if _is_typers(error):
                 raise
+            if (lacking := _lacking(error)) is not None:
+                print(f"Error: {lacking}", file=sys.stderr)
+                raise typer.Exit(lacking.exit_code) from error
             what_to_do = "Run the command again with --debug for the traceback, and report it."
             if ctx.params.get("debug"):
                 _print_traceback()
@@ -62,6 +65,15 @@ class _Group(TyperGroup):
 
 def _print_traceback() -> None:
     print(hidden(traceback.format_exc()), end="", file=sys.stderr)
+
+
+def _lacking(error: Exception) -> DlnnSearchError | None:
+    """Return the error in words, where the installed Optuna lacks something."""
+    if "optuna" not in sys.modules:
+        return None
+    from dlnn_search.optuna_version import lacking_as_of
+
+    return lacking_as_of(error)
 
 
 def _is_typers(error: Exception) -> bool:

@@ -152,8 +152,10 @@ def params_by_trial(database: Database, study: str) -> dict[int | None, dict[str
     """Return each trial's parameters by Optuna's id of it."""
     import optuna
 
+    from dlnn_search.optuna_version import id_of
+
     loaded = optuna.load_study(study_name=study, storage=database.optuna)
-    return {trial._trial_id: trial.params for trial in loaded.get_trials(deepcopy=False)}
+    return {id_of(trial): trial.params for trial in loaded.get_trials(deepcopy=False)}
 
 
 def storage_words(storage: str | None) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from dlnn_search.optuna_version import SWITCH
 from dlnn_search.storage.database import Database, open_database
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -66,6 +67,14 @@ def drop_postgresql_database(server: sa.URL, url: str) -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {sa.make_url(url).database} (FORCE)")
     engine.dispose()
+
+
+@pytest.fixture(params=["tested", "public"])
+def optuna_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to Optuna: as a tested version is used, and its documented interface alone."""
+    way = str(request.param)
+    monkeypatch.setenv(SWITCH, "public" if way == "public" else "")
+    return way
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -14,6 +14,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import TrialState, create_trial
 
 Numeric = FloatDistribution | IntDistribution
 Floats = NDArray[np.float64]
@@ -138,9 +139,12 @@ class Axis:
 def fits(value: Any, distribution: BaseDistribution) -> bool:
     """Whether a parameter may have a value."""
     try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
+        create_trial(  # it checks that
+            state=TrialState.RUNNING, params={"value": value}, distributions={"value": distribution}
+        )
     except (ValueError, TypeError):
         return False
+    return True
 
 
 def hull(known: BaseDistribution, seen: BaseDistribution) -> BaseDistribution:

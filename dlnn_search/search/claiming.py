@@ -1,4 +1,7 @@
-"""A slot is claimed and its trial is made in one transaction: nobody sees one without the other."""
+"""A slot is claimed and its trial is made in one transaction: nobody sees one without the other.
+
+With an Optuna that cannot join, its trial comes after the claim: `begin_trial` finds or makes it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Claimed:
     Attributes:
         slot: None where none may be claimed.
         trial_id: Optuna's id of the trial that was made for it; None where the slot may have
-            one, or somebody enqueued one.
+            one, somebody enqueued one, or Optuna cannot make one in our transaction.
         sampler: Of the study at that moment.
         is_untold: Nothing was claimed, as Optuna does not have some outcomes yet: they come first.
     """
@@ -75,7 +78,8 @@ class Claim:
             return Claimed(None, None, sampler, is_untold=True)
         is_enqueued = has_enqueued(study)
         slot = slots.claim(self._worker, self._token, again=self._n_tries > 1)
-        if slot is None or slot.fence > 1 or slot.trial_id is not None:
+        is_new = slot is not None and slot.fence == 1 and slot.trial_id is None
+        if slot is None or not is_new or not self._database.joins:
             return Claimed(slot, None, sampler)
         if is_enqueued and slot.config is None:
             return Claimed(slot, None, sampler)

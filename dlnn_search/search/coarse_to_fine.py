@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from dlnn_search.optuna_version import storage_of, study_id_of
 from dlnn_search.search.axes import Axis, Floats, fits
 from dlnn_search.search.candidates import (
     N_AROUND,
@@ -251,18 +252,19 @@ class CoarseToFine(BaseSampler):
         return self._first[number] if number < len(self._first) else {}
 
     def _memory(self, study: optuna.Study) -> _Memory:
-        studies = self._memories.setdefault(study._storage, {})
-        if study._study_id not in studies:
+        studies = self._memories.setdefault(storage_of(study), {})
+        study_id = study_id_of(study)
+        if study_id not in studies:
             maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
-            studies[study._study_id] = _Memory(maximize, self._seed_of(study))
-        return studies[study._study_id]
+            studies[study_id] = _Memory(maximize, self._seed_of(study))
+        return studies[study_id]
 
     def _look(self, study: optuna.Study) -> tuple[_Memory, Sequence[FrozenTrial]]:
         """Read what happened since the last look."""
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        trials = study.get_trials(deepcopy=False)
         memory = self._memory(study)
         if not memory.observations.is_of(trials):
-            del self._memories[study._storage][study._study_id]
+            del self._memories[storage_of(study)][study_id_of(study)]
             memory = self._memory(study)
         memory.observations.read(trials)
         return memory, trials
@@ -270,12 +272,11 @@ class CoarseToFine(BaseSampler):
     def _seed_of(self, study: optuna.Study) -> int:
         if self.seed is not None:
             return self.seed
-        stored = study._storage.get_study_system_attrs(study._study_id)
+        storage, study_id = storage_of(study), study_id_of(study)
+        stored = storage.get_study_system_attrs(study_id)
         if SEED_ATTRIBUTE not in stored:
-            study._storage.set_study_system_attr(
-                study._study_id, SEED_ATTRIBUTE, secrets.randbits(31)
-            )
-            stored = study._storage.get_study_system_attrs(study._study_id)
+            storage.set_study_system_attr(study_id, SEED_ATTRIBUTE, secrets.randbits(31))
+            stored = storage.get_study_system_attrs(study_id)
         return int(stored[SEED_ATTRIBUTE])
 
 
@@ -294,14 +295,13 @@ class _Memory:
     ) -> Region:
         if first not in self._regions:
             key = f"{REGION_ATTRIBUTE}{first}"
-            stored = study._storage.get_study_system_attrs(study._study_id)
+            storage, study_id = storage_of(study), study_id_of(study)
+            stored = storage.get_study_system_attrs(study_id)
             if key not in stored:
                 opened = next(t for t in trials if t.number >= first and t.datetime_start)
                 region = narrowed(stage, first, self.observations.outcomes(until=opened))
-                study._storage.set_study_system_attr(
-                    study._study_id, key, region.as_json(self.observations.axes)
-                )
-                stored = study._storage.get_study_system_attrs(study._study_id)
+                storage.set_study_system_attr(study_id, key, region.as_json(self.observations.axes))
+                stored = storage.get_study_system_attrs(study_id)
             self._regions[first] = stored[key]
         return read_region(self._regions[first], self.observations.axes)
 

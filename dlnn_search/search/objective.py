@@ -18,6 +18,7 @@ from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.split import TrainingData
 from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.files import slot_path
+from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.search.failures import (
     MAX_DRAWS,
     POLICIES,
@@ -226,7 +227,7 @@ class Objective:
             study_id = self._presence.study_id
             waits = wait_for_space(self._database, study_id, slot, in_training)
             if waits:
-                put_back(trial.study, trial._trial_id)
+                put_back(trial.study, trial_id_of(trial.study, trial))
 
         self._database.at_once(wait)
         return Verdict(None, waits=waits, space_is_over=None if waits else USED_UP)
@@ -237,7 +238,7 @@ class Objective:
 
         def ask() -> Config:
             # A space may be asked again: what was suggested already stays.
-            with storage_of(trial.study).gathering(trial._trial_id):
+            with storage_of(trial.study).gathering(trial_id_of(trial.study, trial)):
                 return self._study.config(trial)
 
         config = self._retrying(ask)
@@ -256,7 +257,7 @@ class Objective:
         """
         noted = _Noted(None, draw_again=False)
         study_id, reuse = self._presence.study_id, self._study.reuse
-        storage, trial_id = storage_of(trial.study), trial._trial_id
+        storage, trial_id = storage_of(trial.study), trial_id_of(trial.study, trial)
         fingerprint = config.fingerprint()
 
         def look() -> None:
@@ -316,7 +317,8 @@ class Objective:
         is_new = slot.fence == 1 and slot.trial_id is None
         damage = _clear_what_is_damaged(self.folder(slot), config.fingerprint(), is_new=is_new)
         rungs = rungs_of(trial.study.pruner, epochs)
-        reports = Reports(trial.study, trial._trial_id, metric=metric, epochs=epochs, rungs=rungs)
+        trial_id = self._retrying(lambda: trial_id_of(trial.study, trial))
+        reports = Reports(trial.study, trial_id, metric=metric, epochs=epochs, rungs=rungs)
         outbox = Outbox(
             self._database,
             self._slots,

@@ -15,14 +15,16 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from dlnn_search import optuna_version
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.optuna_version import opened, study_id_of, trial_id_of
 from dlnn_search.search.coarse_to_fine import CoarseToFine
 from dlnn_search.search.first_trials import first_trials
 from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE as SLOT_ATTRIBUTE
-from dlnn_search.storage.optuna_storage import TrialStorage
+from dlnn_search.storage.optuna_storage import TrialStorage, trial_storage
 from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
 from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
 
@@ -153,25 +155,27 @@ def chosen_sampler(optuna_study: optuna.Study, study: Study) -> Sampler:
 def open_optuna_study(study: Study, database: Database) -> optuna.Study:
     """Return Optuna's study of this name, made where it is missing."""
     with storage_errors(database.url):
-        opened = optuna.create_study(
+        storage = trial_storage(database.optuna)
+        made = optuna.create_study(
             study_name=study.name,
-            storage=TrialStorage(database.optuna),
+            storage=storage,
             direction=study.direction,
             pruner=make_pruner(study, database),
             load_if_exists=True,
         )
-        if opened.metric_names is None:
+        if made.metric_names is None:
             with warnings.catch_warnings():
                 # The dashboard's axes say the metric's name, else "Objective 0".
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                opened.set_metric_names([study.metric.replace("_", " ")])
-        return opened
+                made.set_metric_names([study.metric.replace("_", " ")])
+        return opened(made, storage)
 
 
 def storage_of(optuna_study: optuna.Study) -> TrialStorage:
     """Return the storage of a study that `open_optuna_study` opened."""
-    assert isinstance(optuna_study._storage, TrialStorage)
-    return optuna_study._storage
+    storage = optuna_version.storage_of(optuna_study)
+    assert isinstance(storage, TrialStorage)
+    return storage
 
 
 def has_enqueued(optuna_study: optuna.Study) -> bool:
@@ -183,7 +187,7 @@ def has_enqueued(optuna_study: optuna.Study) -> bool:
 def make_trial(optuna_study: optuna.Study, slot: Slot) -> int:
     """Make a new trial for a slot that never had one; return Optuna's id of it."""
     return storage_of(optuna_study).create_new_trial(
-        optuna_study._study_id, template_trial=_template(slot)
+        study_id_of(optuna_study), template_trial=_template(slot)
     )
 
 
@@ -191,8 +195,8 @@ def begin_made(
     optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot, trial_id: int
 ) -> optuna.Trial:
     """Return the trial that `make_trial` made, with its sampler."""
-    _use_sampler(optuna_study, study, sampler, slot)
-    return storage_of(optuna_study).begun(optuna_study, trial_id)
+    drawing = _drawing(optuna_study, study, sampler, slot)
+    return storage_of(optuna_study).begun(drawing, trial_id)
 
 
 def begin_trial(
@@ -209,7 +213,7 @@ def begin_trial(
     Raises:
         StorageError: If the trial it had was deleted.
     """
-    _use_sampler(optuna_study, study, chosen_sampler(optuna_study, study), slot)
+    drawing = _drawing(optuna_study, study, chosen_sampler(optuna_study, study), slot)
     trial_id = slot.trial_id
     if trial_id is not None:
         _check_that_it_is_there(optuna_study, slot)
@@ -217,16 +221,17 @@ def begin_trial(
         trial_id = _begun_or_waiting(optuna_study, slot, is_first=slot.fence == 1 and not again)
     if trial_id is not None:
         take_up(optuna_study, trial_id)
-        return optuna.Trial(optuna_study, trial_id)
-    return storage_of(optuna_study).begun(optuna_study, make_trial(optuna_study, slot))
+        return optuna.Trial(drawing, trial_id)
+    return storage_of(optuna_study).begun(drawing, make_trial(optuna_study, slot))
 
 
-def _use_sampler(
+def _drawing(
     optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot, n_draws: int = 0
-) -> None:
+) -> optuna.Study:
+    """Return Optuna's study with the sampler that draws a slot's trial."""
     optuna_study.sampler = make_sampler(sampler, study, slot.number, n_draws)
     # What its sampler saw for the trial before; Optuna clears it in `ask`, which is not called.
-    optuna_study._thread_local.cached_all_trials = None
+    return storage_of(optuna_study).without_memory(optuna_study)
 
 
 def may_draw_again(trial: optuna.Trial) -> bool:
@@ -234,38 +239,38 @@ def may_draw_again(trial: optuna.Trial) -> bool:
 
     Else somebody enqueued it with some, or an earlier holder stored what it drew.
     """
-    stored = storage_of(trial.study).get_trial(trial._trial_id)
+    stored = storage_of(trial.study).get_trial(trial_id_of(trial.study, trial))
     return not stored.params and "fixed_params" not in stored.system_attrs
 
 
 def draw_again(trial: optuna.Trial, study: Study, slot: Slot, n_draws: int) -> None:
     """Let a trial whose draws were refused be asked anew, as if nothing had been suggested."""
-    optuna_study = trial.study
-    storage_of(optuna_study).drop_gathered(trial._trial_id)
+    optuna_study, trial_id = trial.study, trial_id_of(trial.study, trial)
+    storage_of(optuna_study).drop_gathered(trial_id)
     sampler = chosen_sampler(optuna_study, study)
-    _use_sampler(optuna_study, study, sampler, slot, n_draws)
-    trial.__init__(optuna_study, trial._trial_id)  # type: ignore[misc]  # who holds it goes on
+    drawing = _drawing(optuna_study, study, sampler, slot, n_draws)
+    trial.__init__(drawing, trial_id)  # type: ignore[misc]  # who holds it goes on
 
 
 def remember_infeasible(trial: optuna.Trial) -> None:
     """Let samplers know that the space refuses what was drawn for a trial."""
-    storage = storage_of(trial.study)
-    known = storage.get_trial(trial._trial_id).system_attrs.get(INFEASIBLE_ATTRIBUTE, [])
+    storage, trial_id = storage_of(trial.study), trial_id_of(trial.study, trial)
+    known = storage.get_trial(trial_id).system_attrs.get(INFEASIBLE_ATTRIBUTE, [])
     if len(known) < MAX_REFUSED and trial.params not in known:
         refused = [*known, trial.params]
-        storage.set_trial_system_attr(trial._trial_id, INFEASIBLE_ATTRIBUTE, refused)
+        storage.set_trial_system_attr(trial_id, INFEASIBLE_ATTRIBUTE, refused)
 
 
 def put_back(optuna_study: optuna.Study, trial_id: int) -> None:
     """Let a trial that nobody runs wait for the next who does; its values stay."""
     with suppress(UpdateFinishedTrialError):
-        optuna_study._storage.set_trial_state_values(trial_id, state=TrialState.WAITING)
+        storage_of(optuna_study).set_trial_state_values(trial_id, state=TrialState.WAITING)
 
 
 def take_up(optuna_study: optuna.Study, trial_id: int) -> None:
     """Let a trial that waited run; harmless where it runs already, or is finished."""
     with suppress(UpdateFinishedTrialError):
-        optuna_study._storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+        storage_of(optuna_study).set_trial_state_values(trial_id, state=TrialState.RUNNING)
 
 
 def tell(
@@ -292,7 +297,7 @@ def tell(
         known: The trial as the worker that ran it knows it: one that ran to its end is not read
             once more.
     """
-    storage = optuna_study._storage
+    storage = storage_of(optuna_study)
     trial = storage.get_trial(trial_id) if known is None or outcome != "complete" else known
     if trial.state.is_finished():
         return
@@ -338,7 +343,7 @@ def _template(slot: Slot) -> FrozenTrial:
 
 def _check_that_it_is_there(optuna_study: optuna.Study, slot: Slot) -> None:
     """A study may be deleted in the dashboard; SQLite then gives its trials' ids to others."""
-    storage, study_id = optuna_study._storage, optuna_study._study_id
+    storage, study_id = storage_of(optuna_study), study_id_of(optuna_study)
     with suppress(KeyError):
         number = slot.trial_number
         if number is not None and slot.trial_id == storage.get_trial_id_from_study_id_trial_number(
@@ -358,7 +363,7 @@ def _begun_or_waiting(optuna_study: optuna.Study, slot: Slot, *, is_first: bool)
     An earlier holder may have made it and vanished, or this one, without hearing so from a
     database that went away. Optuna keeps finished trials in memory: what is read is new.
     """
-    storage = optuna_study._storage
+    storage = storage_of(optuna_study)
     unfinished = optuna_study.get_trials(
         deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
     )
@@ -367,13 +372,13 @@ def _begun_or_waiting(optuna_study: optuna.Study, slot: Slot, *, is_first: bool)
     for trial in unfinished:
         owner = trial.user_attrs.get(SLOT_ATTRIBUTE)
         if owner == slot.number:
-            return trial._trial_id
+            return trial_id_of(optuna_study, trial)
         # Its taker was killed before it wrote its number, unless it is about to do so.
         taken = trial.datetime_start
         if trial.state == TrialState.WAITING or owner is not None or taken is None:
             continue
         if "fixed_params" in trial.system_attrs and taken < long_ago:
-            forsaken = trial._trial_id
+            forsaken = trial_id_of(optuna_study, trial)
     if slot.config is not None:  # what it trains is given: nothing that was enqueued
         return None
     if forsaken is not None and not is_first:
@@ -384,7 +389,8 @@ def _begun_or_waiting(optuna_study: optuna.Study, slot: Slot, *, is_first: bool)
         if SLOT_ATTRIBUTE in trial.user_attrs:  # begun, and put back: another slot's
             continue
         with suppress(UpdateFinishedTrialError):  # another worker took it, and ended it already
-            if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-                storage.set_trial_user_attr(trial._trial_id, SLOT_ATTRIBUTE, slot.number)
-                return trial._trial_id
+            trial_id = trial_id_of(optuna_study, trial)
+            if storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
+                storage.set_trial_user_attr(trial_id, SLOT_ATTRIBUTE, slot.number)
+                return trial_id
     return None

@@ -137,7 +137,7 @@ class Observations:
         return [
             FrozenTrial(
                 number=trial.number,
-                trial_id=trial._trial_id,
+                trial_id=trial.number,  # of no study
                 state=TrialState.FAIL,
                 value=None,
                 params=params,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 
+from dlnn_search.optuna_version import storage_of, study_id_of
 from dlnn_search.search.axes import Axis, Floats
 from dlnn_search.search.past import Outcomes
 
@@ -122,7 +123,7 @@ def narrowed(stage: int, first: int, observed: Outcomes) -> Region:
 
 def stored_regions(study: optuna.Study) -> list[dict[str, Any]]:
     """Return the regions that a study's stages were drawn from, as stored, in order."""
-    stored = study._storage.get_study_system_attrs(study._study_id)
+    stored = storage_of(study).get_study_system_attrs(study_id_of(study))
     found = [region for key, region in stored.items() if key.startswith(REGION_ATTRIBUTE)]
     return sorted(found, key=lambda region: int(region["first_trial"]))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import optuna
 
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.storage.optuna_storage import TrialStorage
+from dlnn_search.search.optuna_study import storage_of
 
 #: Reports of one trial: rungs, evenly spread epochs, the last and the best.
 MAX_REPORTS = 20
@@ -43,8 +43,7 @@ class Reports:
         epochs: int,
         rungs: Sequence[int],
     ) -> None:
-        assert isinstance(optuna_study._storage, TrialStorage)
-        self._storage = optuna_study._storage
+        self._storage = storage_of(optuna_study)
         self._trial_id = trial_id
         self._sign = 1 if DIRECTIONS[metric] == "minimize" else -1
         self._due = epochs_to_report(epochs, rungs)

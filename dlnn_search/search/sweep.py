@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.search.optuna_study import SLOT_ATTRIBUTE, put_back, take_up, tell
 from dlnn_search.storage.slots import LEASE_SECONDS, Fate, Slots
 
@@ -30,7 +31,7 @@ def sweep(optuna_study: optuna.Study, slots: Slots) -> None:
         number = _slot_of(trial)
         if number is None:
             # Enqueued in the dashboard; its taker was killed before it wrote its slot's number.
-            put_back(optuna_study, trial._trial_id)
+            put_back(optuna_study, trial_id_of(optuna_study, trial))
         elif number in fates:
             _sweep_one(optuna_study, trial, fates[number], slots)
 
@@ -38,6 +39,10 @@ def sweep(optuna_study: optuna.Study, slots: Slots) -> None:
 def tell_what_is_untold(optuna_study: optuna.Study, slots: Slots) -> None:
     """Finish the trials whose worker settled its slot and vanished right after."""
     for settled in slots.untold():
+        # Here and not above: most who sweep find nothing untold.
+        from dlnn_search.service.note import mend_note
+
+        mend_note(optuna_study, settled, slots)
         tell(
             optuna_study,
             settled.trial_id,
@@ -51,14 +56,22 @@ def tell_what_is_untold(optuna_study: optuna.Study, slots: Slots) -> None:
 
 
 def _sweep_one(optuna_study: optuna.Study, trial: FrozenTrial, fate: Fate, slots: Slots) -> None:
-    is_its_own = fate.trial_id in (None, trial._trial_id)
+    trial_id = trial_id_of(optuna_study, trial)
+    is_its_own = fate.trial_id in (None, trial_id)
     if not is_its_own:
         reason = f"Begun by a worker that had lost slot {fate.number}, which has another trial."
-        tell(optuna_study, trial._trial_id, "failed", None, failure="lost", reason=reason)
+        tell(
+            optuna_study,
+            trial_id,
+            "failed",
+            None,
+            failure="lost",
+            reason=reason,
+        )
     elif fate.outcome is not None:
         tell(
             optuna_study,
-            trial._trial_id,
+            trial_id,
             fate.outcome,
             fate.value,
             failure=fate.failure,
@@ -66,9 +79,9 @@ def _sweep_one(optuna_study: optuna.Study, trial: FrozenTrial, fate: Fate, slots
             duplicate_of=fate.duplicate_of,
         )
     elif fate.state in ("open", "waiting"):
-        put_back(optuna_study, trial._trial_id)
+        put_back(optuna_study, trial_id)
         if slots.fates([fate.number])[fate.number].state == "held":  # claimed in this moment
-            take_up(optuna_study, trial._trial_id)
+            take_up(optuna_study, trial_id)
 
 
 def _slot_of(trial: FrozenTrial) -> int | None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import optuna
 
+from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.search.objective import Verdict
-from dlnn_search.search.optuna_study import tell
+from dlnn_search.search.optuna_study import storage_of, tell
 from dlnn_search.service.note import write_note
 from dlnn_search.storage.artifacts import Standing, settle_checkpoint, standing_of
 from dlnn_search.storage.database import Database
@@ -50,7 +51,7 @@ class Ending:
         metric = self._study.metric
         self._database.at_once(
             *settle,
-            lambda: write_note(self._trial, self._slot, self._verdict, self._database, metric),
+            lambda: write_note(self._trial, self._slot.id, self._verdict, self._database, metric),
             self._tell,
             lambda: self._slots.mark_told(self._slot.id),
             self._look,
@@ -66,13 +67,13 @@ class Ending:
         assert verdict.outcome is not None
         tell(
             self._trial.study,
-            self._trial._trial_id,
+            trial_id_of(self._trial.study, self._trial),
             verdict.outcome,
             verdict.value,
             failure=verdict.failure,
             reason=verdict.reason,
             duplicate_of=None if verdict.duplicate is None else verdict.duplicate.trial_number,
-            known=self._trial._get_latest_trial(),
+            known=storage_of(self._trial.study).known(self._trial),
         )
 
     def _look(self) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import optuna
 import sqlalchemy as sa
 from optuna_dashboard import save_note
 
 from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.report.words import metric_name, metric_unit, metric_value
+from dlnn_search.search.failures import Kind
 from dlnn_search.search.objective import Verdict
+from dlnn_search.search.optuna_study import storage_of
 from dlnn_search.storage.curves import Point, curve_of_slot, note_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import slots
-from dlnn_search.storage.slots import Slot
+from dlnn_search.storage.definitions import all_studies
+from dlnn_search.storage.schema import slots as table
+from dlnn_search.storage.slots import Settled, Slots
 
 #: Rows of the curve's table; a longer curve is thinned to that many.
 MAX_ROWS = 12
@@ -21,22 +26,43 @@ MAX_ROWS = 12
 MAX_NOTED = 100
 
 
+def mend_note(optuna_study: optuna.Study, settled: Settled, slots: Slots) -> None:
+    """Write the note of a trial whose worker settled its slot and vanished right after."""
+    database = slots.database
+    (study,) = (study for study in all_studies(database) if study.id == slots.study_id)
+    # A sampler of its own: nothing is to be drawn for this trial any more.
+    quiet = optuna.load_study(
+        study_name=optuna_study.study_name,
+        storage=storage_of(optuna_study),
+        sampler=optuna.samplers.RandomSampler(),
+    )
+    verdict = Verdict(
+        settled.outcome,
+        value=settled.value,
+        best_epoch=settled.best_epoch,
+        reason=settled.reason,
+        failure=cast(Kind | None, settled.failure),
+    )
+    trial = optuna.Trial(quiet, settled.trial_id)
+    write_note(trial, settled.slot_id, verdict, database, study.metric)
+
+
 def write_note(
-    trial: optuna.Trial, slot: Slot, verdict: Verdict, database: Database, metric: str
+    trial: optuna.Trial, slot_id: int, verdict: Verdict, database: Database, metric: str
 ) -> None:
     """Put the outcome and the curve of a trial beside it in the dashboard.
 
     Of the trials after the first `MAX_NOTED`, only those get a note that failed, did not simply
     run through, or are the best so far.
     """
-    note = note_of_slot(database, slot.id)
+    note = note_of_slot(database, slot_id)
     if trial.number >= MAX_NOTED and not (
         verdict.failure
         or note
-        or (verdict.value is not None and is_best_so_far(database, slot.id, verdict.value, metric))
+        or (verdict.value is not None and is_best_so_far(database, slot_id, verdict.value, metric))
     ):
         return
-    points = curve_of_slot(database, slot.id)
+    points = curve_of_slot(database, slot_id)
     lines = [f"**{(verdict.outcome or '').capitalize()}**"]
     if verdict.value is not None:
         lines[0] += (
@@ -56,7 +82,7 @@ def write_note(
 
 def is_best_so_far(database: Database, slot_id: int, value: float, metric: str) -> bool:
     """Whether no complete trial of the slot's study has a better value."""
-    mine, other = slots.alias("mine"), slots.alias("other")
+    mine, other = table.alias("mine"), table.alias("other")
     minimize = DIRECTIONS[metric] == "minimize"
     is_better = other.c.value < value if minimize else other.c.value > value
     query = (

@@ -13,6 +13,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
+from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.search.claiming import Claim, Claimed
 from dlnn_search.search.objective import Objective, Verdict
 from dlnn_search.search.optuna_study import (
@@ -298,11 +299,12 @@ class _Worker:
             return begin_trial(self._optuna_study, self._study, slot, again=tries > 1)
 
         trial = self._retrying(begin)
+        trial_id = self._retrying(lambda: trial_id_of(self._optuna_study, trial))
         try:
-            self._retrying(lambda: self._slots.begin(slot, trial._trial_id, trial.number))
+            self._retrying(lambda: self._slots.begin(slot, trial_id, trial.number))
         except LostLeaseError:
-            if self._slots.trial_of(slot) != trial._trial_id:  # nobody will go on with it
-                tell(self._optuna_study, trial._trial_id, "failed", None, failure="lost")
+            if self._slots.trial_of(slot) != trial_id:  # nobody will go on with it
+                tell(self._optuna_study, trial_id, "failed", None, failure="lost")
             raise
         return trial
 
@@ -322,7 +324,8 @@ class _Worker:
 
         def report() -> None:
             with suppress(UpdateFinishedTrialError):  # ended in the dashboard
-                report_whole_curve(self._optuna_study, trial._trial_id, self._study.metric, values)
+                trial_id = trial_id_of(self._optuna_study, trial)
+                report_whole_curve(self._optuna_study, trial_id, self._study.metric, values)
 
         self._end(
             slot,

@@ -15,15 +15,17 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy as sa
 from filelock import FileLock
+from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from dlnn_search.errors import OutageError, StorageError, UsageError
+from dlnn_search.optuna_version import check_optuna, lacking
 from dlnn_search.secret import STORAGE_PASSWORD, read_secret, remember
 from dlnn_search.storage import migrations, sqlite
 from dlnn_search.storage.messages import shown as shown
 from dlnn_search.storage.messages import storage_errors as storage_errors
 from dlnn_search.storage.messages import tell_errors_at_their_source
-from dlnn_search.storage.optuna_storage import JointStorage
+from dlnn_search.storage.optuna_storage import rdb_storage
 from dlnn_search.storage.reach import Reach
 from dlnn_search.storage.retry import retry
 
@@ -55,7 +57,7 @@ class Database:
     """
 
     url: str
-    optuna: JointStorage
+    optuna: RDBStorage
     _file: sqlite.FileIdentity | None = None
     #: Of each thread: the connection of `together`, while that is open.
     _open: threading.local = field(default_factory=threading.local)
@@ -65,6 +67,11 @@ class Database:
     @property
     def engine(self) -> Engine:
         return self.optuna.engine
+
+    @property
+    def joins(self) -> bool:
+        """Whether Optuna's calls can be a part of one of our transactions."""
+        return hasattr(self.optuna, "joined")
 
     @property
     def shown(self) -> str:
@@ -102,11 +109,31 @@ class Database:
     def together(self) -> Iterator[None]:
         """One transaction of all that is done inside, ours and Optuna's: all of it or nothing.
 
+        With an Optuna that cannot join (`optuna_version`), the calls are done one after the other,
+        each as a whole: they are to stand in an order in which whoever comes next can go on
+        wherever a kill cuts them off.
+
         Raises:
             UndoneError: If a call of Optuna's failed, even if its error was caught: nothing was
                 done. Errors of the database, and our own, come out as they are.
+            RuntimeError: Inside of another one, which would not be a whole any more.
         """
-        with self.transaction() as connection, self.optuna.joined(connection):
+        if getattr(self._open, "is_together", False):
+            raise RuntimeError("A together() is inside of another one: make them one.")
+        self._open.is_together = True
+        try:
+            if self.joins:
+                with self._joined():
+                    yield
+            else:
+                yield
+        finally:
+            self._open.is_together = False
+
+    @contextmanager
+    def _joined(self) -> Iterator[None]:
+        joined: Any = getattr(self.optuna, "joined")  # noqa: B009
+        with self.transaction() as connection, joined(connection):
             self._open.connection = connection
             try:
                 yield
@@ -259,6 +286,7 @@ def open_database(url: str, *, create: bool, read_only: bool = False) -> Databas
         StorageError: If it cannot be reached, is none, or is a newer version's; or, without
             `create`, if it has no tables of ours or those of an older version.
     """
+    check_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with storage_errors(url):
@@ -375,18 +403,21 @@ def _optuna_storage(
     read_only: bool = False,
     *,
     skip_compatibility_check: bool = False,
-) -> JointStorage:
+) -> RDBStorage:
     # Where Optuna refuses the database it leaves connections open: it gets a pool to be closed.
     pool = sa.create_engine(url, **kwargs).pool
     # Optuna takes the address for a template: a brace in a password or a folder's name is not one.
     template = url.replace("{", "{{").replace("}", "}}")
     try:
-        return JointStorage(
+        storage = rdb_storage(
             template,
             engine_kwargs={"pool": pool},
             skip_compatibility_check=skip_compatibility_check,
             skip_table_creation=read_only,
         )
+        if not hasattr(storage, "engine"):
+            raise lacking("optuna.storages.RDBStorage.engine")
+        return storage
     except BaseException:
         pool.dispose()
         raise

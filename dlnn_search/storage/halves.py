@@ -6,16 +6,18 @@ Other programs (plain optuna-dashboard, Optuna's API) delete and rename Optuna's
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, get_args
 
+import optuna
 import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.files import CHECKPOINTS
+from dlnn_search.optuna_version import id_of
 from dlnn_search.storage.control import change_control
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.events import insert_event
@@ -182,17 +184,14 @@ def rename_study(database: Database, study_id: int, name: str, new_name: str) ->
             if optuna_ids[row.id] is None and lost_words(database, row.id, row.name):
                 copies[row.id] = _copy_named(database, row, new[row.id])
             _check_free(database, row, new[row.id], is_copied=row.id in copies)
+        copies |= _copies_where_needed(database, optuna_ids, family, new)
     with storage_errors(database.url), database.together(), database.transaction() as connection:
         for row in _idle_family(connection, database, study_id, name):
-            for slot_id, trial_id in copies.get(row.id, {}).items():
-                connection.execute(
-                    slots.update().where(slots.c.id == slot_id).values(trial_id=trial_id)
-                )
             if new[row.id] == row.name:
                 continue
-            optuna_id = optuna_ids[row.id]
-            if optuna_id is not None:
-                database.optuna.rename_study(optuna_id, new[row.id])
+            _rename_optunas(
+                connection, database, optuna_ids[row.id], new[row.id], copies.get(row.id)
+            )
             earlier = dict.fromkeys([*row.definition.get(EARLIER_NAMES, ()), row.name])
             connection.execute(
                 studies.update()
@@ -205,6 +204,7 @@ def rename_study(database: Database, study_id: int, name: str, new_name: str) ->
             )
             words = f"Renamed from '{row.name}' to '{new[row.id]}'."
             insert_event(connection, row.id, "renamed", words)
+    _drop_copied(database, [optuna_ids[each] for each in copies])
     return list(new.values())
 
 
@@ -224,16 +224,16 @@ def archive(database: Database, study_id: int, name: str) -> str:
         family = _idle_family(connection, database, study_id, name)
     with storage_errors(database.url):
         optuna_ids = {row.id: _optuna_id(database, row) for row in family}
-    with storage_errors(database.url), database.together(), database.transaction() as connection:
-        family = _idle_family(connection, database, study_id, name)
-        new_name = _free_name(connection, name)
+        new_name = _free_name(database, name)
         new = {row.id: new_name + row.name.removeprefix(name) for row in family}
-        for row in family:
+        copies = _copies_where_needed(database, optuna_ids, family, new)
+    with storage_errors(database.url), database.together(), database.transaction() as connection:
+        for row in _idle_family(connection, database, study_id, name):
             reason = f"The study is archived as '{new[row.id]}', and '{row.name}' begins anew."
             change_control(connection, row.id, "stop", reason)
-            optuna_id = optuna_ids.get(row.id)
-            if optuna_id is not None:
-                database.optuna.rename_study(optuna_id, new[row.id])
+            _rename_optunas(
+                connection, database, optuna_ids[row.id], new[row.id], copies.get(row.id)
+            )
             for column in (studies.c.name, studies.c.parent, ledger.c.study):
                 mine = column.table.update().where(column == row.name)
                 connection.execute(mine.values({column.name: new[row.id]}))
@@ -249,6 +249,7 @@ def archive(database: Database, study_id: int, name: str) -> str:
             connection.execute(
                 studies.update().where(studies.c.id == row.id).values(definition=plain)
             )
+    _drop_copied(database, [optuna_ids[each] for each in copies])
     for row in family:
         folder = database.files / CHECKPOINTS / lasting_name(row.name, row.definition)
         with suppress(OSError):  # none was kept, or a stranger has one of the new name
@@ -256,13 +257,61 @@ def archive(database: Database, study_id: int, name: str) -> str:
     return new_name
 
 
-def _free_name(connection: sa.Connection, name: str) -> str:
-    taken = set(connection.scalars(sa.select(studies.c.name)))
-    taken |= set(connection.scalars(sa.text("SELECT study_name FROM studies")))  # Optuna's
+def _free_name(database: Database, name: str) -> str:
+    with database.transaction() as connection:
+        taken = set(connection.scalars(sa.select(studies.c.name)))
+    taken |= set(optuna.get_all_study_names(database.optuna))
     number = 1
     while any(known.startswith(f"{name[:MAX_NAME]}-old-{number}") for known in taken):
         number += 1
     return f"{name[:MAX_NAME]}-old-{number}"
+
+
+def _copies_where_needed(
+    database: Database,
+    optuna_ids: Mapping[int, int | None],
+    family: Rows,
+    new: Mapping[int, str],
+) -> dict[int, dict[int, int]]:
+    """Copy Optuna's halves to their new names where that is how this Optuna renames.
+
+    Returns:
+        The trials' new ids by slot, by our id of the study.
+    """
+    copies: dict[int, dict[int, int]] = {}
+    for row in family if not database.joins else ():
+        if optuna_ids[row.id] is not None and new[row.id] != row.name:
+            optuna.copy_study(
+                from_study_name=row.name,
+                from_storage=database.optuna,
+                to_storage=database.optuna,
+                to_study_name=new[row.id],
+            )
+            copies[row.id] = _copy_named(database, row, new[row.id])
+    return copies
+
+
+def _rename_optunas(
+    connection: sa.Connection,
+    database: Database,
+    optuna_id: int | None,
+    name: str,
+    copied: Mapping[int, int] | None,
+) -> None:
+    """Rename Optuna's half of a study, or go over to a copy that has the new name already."""
+    for slot_id, trial_id in (copied or {}).items():
+        connection.execute(slots.update().where(slots.c.id == slot_id).values(trial_id=trial_id))
+    if optuna_id is not None and database.joins:
+        renaming: Any = database.optuna
+        renaming.rename_study(optuna_id, name)
+
+
+def _drop_copied(database: Database, optuna_ids: Sequence[int | None]) -> None:
+    """Delete what was copied, once our half knows the copies; a kill before leaves it unused."""
+    for optuna_id in optuna_ids if not database.joins else ():
+        if optuna_id is not None:
+            with storage_errors(database.url), suppress(KeyError):
+                database.optuna.delete_study(optuna_id)
 
 
 def _fits(database: Database, name: str, rows: Rows) -> bool:
@@ -312,11 +361,12 @@ def _copy_of(database: Database, study_id: int) -> str | None:
     with database.transaction() as connection:
         others = set(connection.scalars(sa.select(studies.c.name).where(studies.c.id != study_id)))
         rows = _begun_slots(connection, study_id)
-    for found in database.optuna.get_all_studies():
-        if found.study_name not in others:
-            trials = database.optuna.get_all_trials(found._study_id, deepcopy=False)
+    for name in optuna.get_all_study_names(database.optuna):
+        if name not in others:
+            optuna_id = database.optuna.get_study_id_from_name(name)
+            trials = database.optuna.get_all_trials(optuna_id, deepcopy=False)
             if _copied_ids(rows, trials) is not None:
-                return str(found.study_name)
+                return name
     return None
 
 
@@ -347,7 +397,7 @@ def _copied_ids(rows: Rows, trials: Sequence[FrozenTrial]) -> dict[int, int] | N
         trial = by_number.get(row.trial_number)
         if trial is None or trial.user_attrs.get(SLOT_ATTRIBUTE) != row.number:
             return None
-        ids[row.id] = trial._trial_id
+        ids[row.id] = id_of(trial)
     return ids
 
 

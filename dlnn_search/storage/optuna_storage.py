@@ -1,32 +1,24 @@
-"""Optuna's storage, with fewer transactions: several values at once, and as a part of one of ours.
+"""A worker's way to Optuna's storage: what a trial writes is gathered, and written at its moments.
 
-What is read and checked is what Optuna's own methods read and check; its contract suite runs over
-these classes, too. Optuna itself writes each parameter and each report in a transaction.
+This is the documented way, which any Optuna 5 has: each value is a call and a transaction of its
+own, and whoever comes next heals what a kill leaves between two. `optuna_private` does the same
+with fewer and larger transactions where Optuna's version is one that it was tested with.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
-import sqlalchemy as sa
-from optuna.distributions import (
-    BaseDistribution,
-    check_distribution_compatibility,
-    distribution_to_json,
-)
-from optuna.storages import RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session
+
+from dlnn_search.optuna_version import may_be_private, opened
 
 #: Of a parameter: its value as Optuna stores it, and what it was drawn from.
 Param = tuple[float, BaseDistribution]
@@ -35,188 +27,92 @@ Param = tuple[float, BaseDistribution]
 INSERT: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
-class JointStorage(RDBStorage):
-    """Optuna's storage, which can write within a transaction that somebody else ends."""
+def rdb_storage(url: str, **settings: Any) -> RDBStorage:
+    """Return Optuna's storage of a database, one that joins our transactions if it can be."""
+    if not may_be_private():
+        return RDBStorage(url, **settings)
+    from dlnn_search.storage.optuna_private import JointStorage
 
-    @contextmanager
-    def joined(self, connection: Connection) -> Iterator[None]:
-        """Let this thread's calls be a part of a transaction; a failure of one undoes it all."""
-        session = self.scoped_session()
-        session.close()
-        try:
-            session.bind, session.join_transaction_mode = connection, "rollback_only"
-            yield
-        finally:
-            session.close()
-            session.bind, session.join_transaction_mode = self.engine, "conditional_savepoint"
-
-    def rename_study(self, study_id: int, name: str) -> None:
-        """Give a study another name; its trials keep their ids.
-
-        Raises:
-            KeyError: If there is no such study.
-        """
-        with _create_scoped_session(self.scoped_session) as session:
-            study: Any = models.StudyModel.find_or_raise_by_id(study_id, session)
-            study.study_name = name
-
-    def set_trial_params(self, trial_id: int, params: Mapping[str, Param]) -> None:
-        """Store parameters in one go; those that are there already stay.
-
-        Raises:
-            KeyError: If there is no such trial.
-            UpdateFinishedTrialError: If it is finished.
-        """
-        rows = [
-            {
-                "trial_id": trial_id,
-                "param_name": name,
-                "param_value": value,
-                "distribution_json": distribution_to_json(distribution),
-            }
-            for name, (value, distribution) in params.items()
-        ]
-        with _create_scoped_session(self.scoped_session, True) as session:
-            self._check(session, trial_id)
-            insert = INSERT[self.engine.name](models.TrialParamModel.__table__)
-            session.connection().execute(insert.on_conflict_do_nothing(), rows)
-
-    def set_trial_intermediate_values(self, trial_id: int, values: Mapping[int, float]) -> None:
-        """Store reports in one go, by step; of a step that has one the new one counts.
-
-        Raises:
-            KeyError: If there is no such trial.
-            UpdateFinishedTrialError: If it is finished.
-        """
-        model = models.TrialIntermediateValueModel
-        rows = []
-        for step, value in values.items():
-            stored, kind = model.intermediate_value_to_stored_repr(value)
-            rows.append(
-                {
-                    "trial_id": trial_id,
-                    "step": step,
-                    "intermediate_value": stored,
-                    "intermediate_value_type": kind,
-                }
-            )
-        with _create_scoped_session(self.scoped_session, True) as session:
-            self._check(session, trial_id)
-            insert: Any = INSERT[self.engine.name](model.__table__)
-            upsert = insert.on_conflict_do_update(
-                index_elements=["trial_id", "step"],
-                set_={
-                    name: insert.excluded[name]
-                    for name in ("intermediate_value", "intermediate_value_type")
-                },
-            )
-            session.connection().execute(upsert, rows)
-
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> models.TrialModel:
-        """Make a trial while the study's row is locked: in two statements where Optuna takes five.
-
-        All workers wait for that lock.
-        """
-        template = template_trial
-        if template is None or not _has_user_attributes_alone(template):
-            return super()._get_prepared_new_trial(study_id, template, session)
-        made = models.TrialModel(
-            study_id=study_id, state=template.state, datetime_start=template.datetime_start
-        )
-        table: Any = models.TrialModel.__table__
-        n_before = sa.select(sa.func.count()).where(table.c.study_id == study_id).scalar_subquery()
-        connection = session.connection()
-        row = connection.execute(
-            table.insert()
-            .values(
-                study_id=study_id,
-                number=n_before,
-                state=made.state,
-                datetime_start=made._datetime_start_utc,
-            )
-            .returning(table.c.trial_id, table.c.number)
-        ).one()
-        made.trial_id, made.number = row.trial_id, row.number
-        attributes: Any = models.TrialUserAttributeModel.__table__
-        connection.execute(
-            attributes.insert(),
-            [
-                {"trial_id": row.trial_id, "key": key, "value_json": json.dumps(value)}
-                for key, value in template.user_attrs.items()
-            ],
-        )
-        return made
-
-    def _check(self, session: Session, trial_id: int) -> None:
-        trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
-        self.check_trial_is_updatable(trial_id, trial.state)
+    return JointStorage(url, **settings)
 
 
-def _has_user_attributes_alone(template: FrozenTrial) -> bool:
-    others = (
-        template.values,
-        template.params,
-        template.intermediate_values,
-        template.system_attrs,
-        template.datetime_complete,
+def trial_storage(storage: RDBStorage) -> TrialStorage:
+    """Return what a worker puts around the storage that `rdb_storage` made."""
+    if type(storage) is not RDBStorage:
+        from dlnn_search.storage.optuna_private import JointStorage, PrivateTrialStorage
+
+        assert isinstance(storage, JointStorage)
+        return PrivateTrialStorage(storage)
+    return TrialStorage(remembering(storage))
+
+
+def remembering(storage: RDBStorage) -> BaseStorage:
+    """Return a storage with Optuna's memory of finished trials, which never change.
+
+    Where this Optuna hides it, all trials are read each time.
+    """
+    around = getattr(optuna.storages, "get_storage", None)
+    return storage if around is None else around(storage)
+
+
+def _passed_on(name: str) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._inner, name)(*args, **kwargs)
+
+    return call
+
+
+if TYPE_CHECKING:
+    _PassingOn = RDBStorage
+else:
+    #: All that Optuna's interface has, what a later version adds to it, too.
+    _PassingOn = type(
+        "_PassingOn",
+        (BaseStorage,),
+        {
+            name: _passed_on(name)
+            for name, _ in inspect.getmembers(BaseStorage, inspect.isfunction)
+            if not name.startswith("_")
+        },
     )
-    is_running = template.state == TrialState.RUNNING
-    return is_running and bool(template.user_attrs) and not any(others)
 
 
-class TrialStorage(_CachedStorage):
-    """What `optuna.create_study` would put around a storage, for a worker that gathers writes."""
+class TrialStorage(_PassingOn):
+    """Optuna's storage for the workers of one study, which gathers a trial's parameters."""
 
-    _backend: JointStorage
+    _inner: BaseStorage
 
-    def __init__(self, backend: JointStorage) -> None:
+    def __init__(self, inner: BaseStorage) -> None:
         """Begin with nothing remembered."""
-        super().__init__(backend)
-        #: Trials that this worker made, and that nobody can have changed before it reads them.
-        self._made: dict[int, FrozenTrial] = {}
-        self._reads_made = False
+        self._inner = inner
+        self._study_id: int | None = None
+        #: What the study's parameters are drawn from, as far as this worker has seen.
+        self._distributions: dict[str, BaseDistribution] = {}
         #: Parameters that were suggested for one trial, and are to be written together.
         self._gathered: dict[str, Param] = {}
         self._gathered_of: int | None = None
         self._is_gathering = False
 
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Create a trial, as Optuna does."""
-        trial_id = super().create_new_trial(study_id, template_trial)
-        number = self.get_trial_number_from_id(trial_id)
-        self._made = {trial_id: copy.deepcopy(self._studies[study_id].trials[number])}
-        return trial_id
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Return the id of the study, which is opened by it."""
+        self._study_id = self._inner.get_study_id_from_name(study_name)
+        return self._study_id
 
     def begun(self, study: optuna.Study, trial_id: int) -> optuna.Trial:
-        """Return a trial that was made a moment ago without reading what was just written."""
-        self._reads_made = True
-        try:
-            return optuna.Trial(study, trial_id)
-        finally:
-            self._reads_made = False
-            self._made.clear()
+        """Return a trial that was made a moment ago."""
+        return optuna.Trial(study, trial_id)
 
     def forget_made(self) -> None:
-        """Forget a trial that was made: its transaction may have been undone."""
-        with self._lock:
-            for trial_id in self._made:
-                study_id, number = self._trial_id_to_study_id_and_number.pop(trial_id)
-                self._study_id_and_number_to_trial_id.pop((study_id, number), None)
-                self._studies[study_id].trials.pop(number, None)
-            self._made.clear()
+        """Forget a trial that was made, if that may have been undone: here it never is."""
 
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial as it is stored."""
-        if self._reads_made and trial_id in self._made:
-            return self._made[trial_id]
-        return super().get_trial(trial_id)
+    def without_memory(self, study: optuna.Study) -> optuna.Study:
+        """Return the study for a new trial: its samplers see all trials as they are now."""
+        name, sampler, pruner = study.study_name, study.sampler, study.pruner
+        anew = optuna.load_study(study_name=name, storage=self, sampler=sampler, pruner=pruner)
+        return opened(anew, self)
 
-    def get_trial_number_from_id(self, trial_id: int) -> int:
-        """Return a trial's number, which never changes."""
-        known = self._trial_id_to_study_id_and_number.get(trial_id)
-        return super().get_trial_number_from_id(trial_id) if known is None else known[1]
+    def known(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """Return a trial as its worker knows it; None: it has to be read."""
 
     @contextmanager
     def gathering(self, trial_id: int) -> Iterator[None]:
@@ -240,7 +136,7 @@ class TrialStorage(_CachedStorage):
     def write_gathered(self, trial_id: int) -> None:
         """Write what was gathered for a trial; harmless where that was done."""
         if trial_id == self._gathered_of and self._gathered:
-            self._backend.set_trial_params(trial_id, self._gathered)
+            self.set_trial_params(trial_id, self._gathered)
 
     def drop_gathered(self, trial_id: int) -> None:
         """Drop what was gathered for a trial: it shall be asked for other parameters."""
@@ -255,25 +151,26 @@ class TrialStorage(_CachedStorage):
         distribution: BaseDistribution,
     ) -> None:
         """Store a parameter, or keep it for `write_gathered`."""
-        if self._is_gathering and trial_id == self._gathered_of:
-            known = self._distributions(trial_id, param_name)
-            check_distribution_compatibility(
-                known.setdefault(param_name, distribution), distribution
-            )
-            self._gathered[param_name] = param_value_internal, distribution
+        if not (self._is_gathering and trial_id == self._gathered_of):
+            self._inner.set_trial_param(trial_id, param_name, param_value_internal, distribution)
             return
-        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        # As Optuna does when it writes: of a name all trials have one distribution.
+        check_distribution_compatibility(self._known(param_name, distribution), distribution)
+        self._gathered[param_name] = param_value_internal, distribution
 
-    def _distributions(self, trial_id: int, param_name: str) -> dict[str, BaseDistribution]:
-        """Return what the parameters of a trial's study are drawn from, as far as is known."""
-        study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
-        known = self._studies[study_id].param_distribution
-        if param_name not in known:
-            for trial in self.get_all_trials(study_id, deepcopy=False):
-                for name, distribution in trial.distributions.items():
-                    known.setdefault(name, distribution)
-        return known
+    def _known(self, name: str, given: BaseDistribution) -> BaseDistribution:
+        if name not in self._distributions and self._study_id is not None:
+            trials = self.get_all_trials(self._study_id, deepcopy=False)
+            stored = (trial.distributions[name] for trial in trials if name in trial.distributions)
+            self._distributions[name] = next(stored, given)
+        return self._distributions.setdefault(name, given)
+
+    def set_trial_params(self, trial_id: int, params: Mapping[str, Param]) -> None:
+        """Store parameters; those that are there already stay."""
+        for name, (value, distribution) in params.items():
+            self._inner.set_trial_param(trial_id, name, value, distribution)
 
     def set_trial_intermediate_values(self, trial_id: int, values: Mapping[int, float]) -> None:
-        """Store several reports in one go, as `JointStorage` does."""
-        self._backend.set_trial_intermediate_values(trial_id, values)
+        """Store reports by step; of a step that has one the new one counts."""
+        for step, value in values.items():
+            self._inner.set_trial_intermediate_value(trial_id, step, value)

@@ -88,6 +88,7 @@ class Settled:
     failure: str | None
     reason: str | None
     duplicate_of: int | None
+    best_epoch: int | None
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class Slots:
         on_orders: Callable[[Orders], None] = lambda orders: None,
     ) -> None:
         """Name the study; `on_orders` hears what its workers are asked to do, at each renewal."""
-        self._database = database
-        self._study_id = study_id
+        self.database = self._database = database
+        self.study_id = self._study_id = study_id
         self._on_orders = on_orders
 
     def extend_to(self, n_slots: int) -> None:
@@ -283,6 +284,7 @@ class Slots:
                     table.c.failure,
                     table.c.reason,
                     _duplicate_of(),
+                    table.c.best_epoch,
                 )
                 .where(table.c.study_id == self._study_id, table.c.state == "done")
                 .where(table.c.told == 0, table.c.trial_id.is_not(None))

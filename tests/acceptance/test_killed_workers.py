@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from typing import Any
+
+import pytest
+
+from dlnn_search.optuna_version import SWITCH
 
 from .command_line import SLOW, Place, is_alive, wait_for
 
@@ -37,7 +42,12 @@ def losses(place: Place) -> list[int]:
     return [n for (n,) in place.rows("SELECT losses FROM dlnn_slots ORDER BY number")]
 
 
-def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(place: Place) -> None:
+@pytest.mark.parametrize("switch", ["", "public"])
+def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(
+    place: Place, switch: str
+) -> None:
+    """With what a tested Optuna offers, and with the documented interface of any version 5."""
+    place = replace(place, environment={**place.environment, SWITCH: switch})
     study = place.write_study(**SLOW)
     with place.begin("start", study, "--workers", 2, "--trials", 3) as start:
         pid, slot = wait_for("a trial in its middle", lambda: in_the_middle(place))

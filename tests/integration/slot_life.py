@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from dlnn_search.storage import schema
@@ -12,6 +13,9 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.twins import find_duplicate
+
+#: For tests of what a tested version of Optuna alone can do.
+TESTED_ALONE = pytest.mark.parametrize("optuna_way", ["tested"], indirect=True)
 
 DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
 

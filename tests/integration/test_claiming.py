@@ -23,10 +23,12 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
 
-from .slot_life import claimed, row_of
+from .slot_life import TESTED_ALONE, claimed, row_of
 from .trials_of_a_study import study_of
 
 STUDY = study_of()
+
+pytestmark = pytest.mark.usefixtures("optuna_way")
 
 
 @pytest.fixture
@@ -51,6 +53,7 @@ def states(database: Database) -> list[TrialState]:
     return [trial.state for trial in open_optuna_study(STUDY, database).trials]
 
 
+@TESTED_ALONE
 def test_each_fresh_slot_has_its_trial_at_once(
     database: Database, trials: optuna.Study, claim: Callable[[], Claim]
 ) -> None:
@@ -69,6 +72,7 @@ def test_each_fresh_slot_has_its_trial_at_once(
     assert states(database) == [TrialState.RUNNING] * 3
 
 
+@TESTED_ALONE
 def test_a_claim_whose_answer_was_lost_finds_its_slot_and_trial(
     database: Database, trials: optuna.Study, claim: Callable[[], Claim]
 ) -> None:
@@ -81,6 +85,7 @@ def test_a_claim_whose_answer_was_lost_finds_its_slot_and_trial(
     assert len(states(database)) == 1
 
 
+@TESTED_ALONE
 def test_an_outage_in_the_middle_leaves_neither_a_held_slot_nor_a_trial(
     database: Database,
     slots: Slots,
@@ -106,13 +111,14 @@ def test_an_outage_in_the_middle_leaves_neither_a_held_slot_nor_a_trial(
 def test_who_was_enqueued_comes_first_and_who_waits_keeps_its_slot(
     database: Database, slots: Slots, trials: optuna.Study, claim: Callable[[], Claim]
 ) -> None:
-    first = claim()()
-    assert first.slot is not None and first.trial_id is not None
-    put_back(trials, first.trial_id)
-    slots.release(first.slot)
+    first = claimed(slots)
+    waiting = begin_trial(trials, STUDY, first)
+    slots.begin(first, waiting._trial_id, waiting.number)
+    put_back(trials, waiting._trial_id)
+    slots.release(first)
     trials.enqueue_trial({"rate": 0.005})
     again, enqueued, last = (claim()() for _ in range(3))
-    assert again.slot is not None and again.slot.trial_id == first.trial_id
+    assert again.slot is not None and again.slot.trial_id == waiting._trial_id
     assert begin_trial(trials, STUDY, again.slot).number == 0
     assert enqueued.slot is not None and enqueued.trial_id is None
     trial = begin_trial(trials, STUDY, enqueued.slot)

@@ -29,7 +29,7 @@ def noted(searched: Searched, verdict: Verdict) -> str:
     add_point(searched.database, slot.id, slot.fence, Point(1, {"loss": 0.5}, 0.1, 1e3))
     assert verdict.outcome is not None
     searched.slots.settle(slot, verdict.outcome, value=verdict.value, failure=verdict.failure)
-    write_note(trial, slot, verdict, searched.database, "loss")
+    write_note(trial, slot.id, verdict, searched.database, "loss")
     return str(get_note(trial))
 
 

@@ -18,9 +18,11 @@ from optuna.trial import TrialState
 from dlnn_search.storage import schema
 from dlnn_search.storage.database import Database, UndoneError
 from dlnn_search.storage.definitions import register
-from dlnn_search.storage.optuna_storage import TrialStorage
+from dlnn_search.storage.optuna_storage import TrialStorage, trial_storage
 
-from .slot_life import DEFINITION
+from .slot_life import DEFINITION, TESTED_ALONE
+
+pytestmark = pytest.mark.usefixtures("optuna_way")
 
 UNIT = FloatDistribution(0.0, 1.0)
 
@@ -33,12 +35,12 @@ class TestContract(StorageTestCase):
 
     @pytest.fixture
     def storage(self, database: Database) -> BaseStorage:
-        return TrialStorage(database.optuna)
+        return trial_storage(database.optuna)
 
 
 @pytest.fixture
 def storage(database: Database) -> TrialStorage:
-    return TrialStorage(database.optuna)
+    return trial_storage(database.optuna)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_parameters_and_reports_written_together_are_what_one_by_one_leaves(
     for step, value in reports.items():
         storage.set_trial_intermediate_value(singly._trial_id, step, value)
     for _ in range(2):  # the answer to the first may have been lost
-        database.optuna.set_trial_params(
+        storage.set_trial_params(
             together._trial_id, {name: (value, UNIT) for name, value in params.items()}
         )
         storage.set_trial_intermediate_values(together._trial_id, {1: 9.0})
@@ -83,7 +85,7 @@ def test_values_of_a_finished_or_missing_trial_are_refused(
         with pytest.raises(error):
             storage.set_trial_intermediate_values(which, {1: 0.5})
         with pytest.raises(error):
-            database.optuna.set_trial_params(which, {"a": (0.5, UNIT)})
+            storage.set_trial_params(which, {"a": (0.5, UNIT)})
     (trial,) = read(database, study)
     assert not trial.params and not trial.intermediate_values
 
@@ -93,13 +95,14 @@ def test_what_a_space_suggests_is_written_when_asked(
 ) -> None:
     study.ask({"a": UNIT, "b": UNIT})  # the first of its names: Optuna compares them
     trial = study.ask()
+    elsewhere = optuna.load_study(study_name=study.study_name, storage=database.optuna)
+    elsewhere.ask({"c": UNIT})  # by a worker that this one has not heard of
     with storage.gathering(trial._trial_id):
         values = {name: trial.suggest_float(name, 0, 1) for name in "ab"}
         with pytest.raises(ValueError, match="distribution"):
             trial.suggest_categorical("c", [1, 2])
-            study.ask({"c": UNIT})
-    assert trial.params == values | {"c": trial.params["c"]}
-    assert set(read(database, study)[1].params) == {"c"}, "new names are written at once"
+    assert trial.params == values
+    assert not read(database, study)[1].params
     for _ in range(2):
         storage.write_gathered(trial._trial_id)
     assert read(database, study)[1].params == trial.params
@@ -139,6 +142,7 @@ def rename(database: Database, study_id: int, name: str) -> None:
         )
 
 
+@TESTED_ALONE
 def test_what_is_done_together_is_done_as_a_whole_or_not_at_all(
     database: Database, storage: TrialStorage, study: optuna.Study, study_id: int
 ) -> None:
@@ -190,6 +194,7 @@ def test_where_a_part_undoes_the_whole_the_parts_are_done_one_after_the_other(
     assert study.user_attrs == {"done": True}
 
 
+@TESTED_ALONE
 def test_a_trial_that_was_made_is_forgotten_with_its_transaction(
     database: Database, storage: TrialStorage, study: optuna.Study
 ) -> None:
@@ -203,3 +208,19 @@ def test_a_trial_that_was_made_is_forgotten_with_its_transaction(
     storage.set_trial_user_attr(trial_id, "by", "another")
     assert (trial.number, study.trials[0].number) == (0, 0)
     assert storage.get_trial(trial_id).user_attrs == {"by": "another"}
+
+
+def test_a_together_inside_of_another_is_an_error(
+    database: Database, study: optuna.Study, study_id: int
+) -> None:
+    def nest() -> None:
+        with database.together():
+            rename(database, study_id, "outer")
+            database.at_once(lambda: rename(database, study_id, "inner"))
+
+    with pytest.raises(RuntimeError, match="inside of another one"):
+        nest()
+    assert name_of(database, study_id) == ("some-study" if database.joins else "outer")
+    with database.together():
+        rename(database, study_id, "after it")
+    assert name_of(database, study_id) == "after it"

@@ -189,7 +189,7 @@ def test_a_trial_whose_checkpoint_is_out_of_reach_starts_over_and_says_so(
     assert note_of_slot(searched.database, slot.id) == words
     (event,) = last_events(searched.database, searched.presence.study_id, 9)
     assert (event.kind, event.words, event.slot_id) == ("started_over", words, slot.id)
-    write_note(trial, again, verdict, searched.database, "loss")
+    write_note(trial, again.id, verdict, searched.database, "loss")
     notes = [
         str(value)
         for value in searched.optuna_study._storage.get_study_system_attrs(

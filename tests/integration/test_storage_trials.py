@@ -36,6 +36,8 @@ TPE_STUDY = Study(
     space=space, data=Mnist(), minimize="loss", sampler=Tpe(n_startup_trials=2), name="some-study"
 )
 
+pytestmark = pytest.mark.usefixtures("optuna_way")
+
 
 @pytest.fixture
 def slots(database: Database) -> Slots:

@@ -20,6 +20,8 @@ from .trials_of_a_study import study_of
 
 STUDY = study_of()
 
+pytestmark = pytest.mark.usefixtures("optuna_way")
+
 
 @pytest.fixture
 def slots(database: Database) -> Slots:

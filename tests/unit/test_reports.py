@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dlnn_search.search.pruning import HalvingPruner, rungs_of
 from dlnn_search.search.reports import MAX_REPORTS, Reports, epochs_to_report
-from dlnn_search.storage.optuna_storage import JointStorage, TrialStorage
+from dlnn_search.storage.optuna_storage import rdb_storage, trial_storage
 
 
 @given(epochs=st.integers(1, 3000), first=st.integers(1, 200), factor=st.integers(2, 5))
@@ -36,7 +36,7 @@ def test_they_are_spread_evenly() -> None:
 
 @pytest.fixture
 def study() -> optuna.Study:
-    return optuna.create_study(storage=TrialStorage(JointStorage("sqlite://")))
+    return optuna.create_study(storage=trial_storage(rdb_storage("sqlite://")))
 
 
 def reports_of(study: optuna.Study, epochs: int = 100, metric: str = "loss") -> Reports:
