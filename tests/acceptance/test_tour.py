@@ -103,7 +103,7 @@ def evaluated(searched: Place, tmp_path_factory: pytest.TempPathFactory) -> Plac
     return place
 
 
-def tested_seeds(evaluated: Place) -> list[int]:
+def seeds_tested(evaluated: Place) -> list[int]:
     text = (evaluated.folder / "elsewhere/copied-test/evaluation.json").read_text()
     return [one["seed"] for one in json.loads(text)["seeds"]]
 
@@ -124,7 +124,7 @@ def test_an_exported_config_round_trips_and_names_its_origin(evaluated: Place) -
 
 def test_an_evaluation_leaves_models_that_keras_loads(evaluated: Place) -> None:
     folder = evaluated.folder / "elsewhere" / "copied-test"
-    models = [folder / f"model-seed{seed}.keras" for seed in tested_seeds(evaluated)]
+    models = [folder / f"model-seed{seed}.keras" for seed in seeds_tested(evaluated)]
     done = subprocess.run(
         [evaluated.python, "-c", LOAD, *map(str, models)],
         env=evaluated.environment,
@@ -136,7 +136,7 @@ def test_an_evaluation_leaves_models_that_keras_loads(evaluated: Place) -> None:
 
 
 def test_an_evaluation_leaves_a_prediction_for_each_test_image(evaluated: Place) -> None:
-    for seed in tested_seeds(evaluated):
+    for seed in seeds_tested(evaluated):
         path = evaluated.folder / f"elsewhere/copied-test/predictions-seed{seed}.csv"
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -148,7 +148,7 @@ def test_an_evaluation_leaves_a_prediction_for_each_test_image(evaluated: Place)
 
 
 def test_an_evaluation_leaves_a_picture_of_the_worst_clocks(evaluated: Place) -> None:
-    for seed in tested_seeds(evaluated):
+    for seed in seeds_tested(evaluated):
         path = evaluated.folder / f"elsewhere/copied-test/worst-seed{seed}.png"
         with Image.open(path) as picture:
             picture.load()
@@ -159,7 +159,7 @@ def test_an_evaluation_is_told_and_summed_up(evaluated: Place) -> None:
     path = evaluated.folder / "elsewhere/copied-test/evaluation.json"
     summary = json.loads(path.read_text())
     errors = [seed["test"]["common_sense_error"] for seed in summary["seeds"]]
-    assert tested_seeds(evaluated) == fresh_seeds("tiny", "test", 2)
+    assert seeds_tested(evaluated) == fresh_seeds("tiny", "test", 2)
     assert errors[0] != errors[1]
     assert Config.model_validate(summary["config"]).fingerprint() == summary["fingerprint"]
     said = (evaluated.folder / "evaluation.txt").read_text()
@@ -169,7 +169,7 @@ def test_an_evaluation_is_told_and_summed_up(evaluated: Place) -> None:
 
 def test_the_ledger_holds_a_completed_row_a_seed(evaluated: Place) -> None:
     rows = evaluated.rows("SELECT data, study, seed, closed_at, metrics FROM dlnn_ledger")
-    seeds = tested_seeds(evaluated)
+    seeds = seeds_tested(evaluated)
     assert [row[:3] for row in rows] == [("clocks", "tiny", seed) for seed in seeds]
     assert all(closed and metrics for _, _, _, closed, metrics in rows)
     shown = evaluated.succeed("ledger")
