@@ -427,7 +427,7 @@ def test_missing_data_pause_the_worker_and_cost_the_trial_nothing(
     assert begun.kinds() == ["trouble", "recovered"]
 
 
-def numpy_choices(trial: optuna.Trial) -> Config:
+def numpy_choices(trial: Any) -> Config:
     trial.set_user_attr("share", np.float32(0.5))
     units = trial.suggest_categorical("units", np.array([4, 8, 16]))
     trial.suggest_categorical("wide", [np.bool_(False), True])
