@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from dlnn_search import CoarseToFine
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
-from dlnn_search.errors import StudyError
+from dlnn_search.errors import DivergedError, StudyError
 from dlnn_search.search.failures import REFUSES_ALL, USED_UP
 from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
-from dlnn_search.service import worker as worker_module
+from dlnn_search.service.interruption import Interruption
 from dlnn_search.service.worker import EXIT_DONE
 from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.control import go_on, orders
 from dlnn_search.storage.database import Database
 from dlnn_search.study import (
     CmaEs,
-    CoarseToFine,
     Halving,
     Qmc,
     RandomSearch,
@@ -153,12 +154,12 @@ def test_a_conditional_space_is_used_up_with_its_last_config(
 def test_four_workers_train_each_config_once_and_end(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module.Interruption, "listening", _deaf)
-    monkeypatch.setattr(worker_module.Interruption, "training", _deaf)
+    monkeypatch.setattr(Interruption, "listening", _deaf)
+    monkeypatch.setattr(Interruption, "training", _deaf)
     begun = Begun(database, study_of(six, CoarseToFine()), n_slots=20)
     codes: list[int] = []
     workers = [
-        threading.Thread(target=lambda n=n: codes.append(begun.work(f"worker-{n}")))  # type: ignore[misc]
+        threading.Thread(target=lambda n=n: codes.append(begun.work(f"worker-{n}")))
         for n in range(4)
     ]
     for worker in workers:
@@ -169,18 +170,14 @@ def test_four_workers_train_each_config_once_and_end(
     assert_used_up(begun, 6, n_workers=4)
 
 
-def _deaf(_: object) -> Any:
+def _deaf(_: object) -> nullcontext[None]:
     """Signals are the main thread's."""
-    import contextlib
-
-    return contextlib.nullcontext()
+    return nullcontext()
 
 
 def test_a_config_whose_trial_failed_by_a_bug_is_trained_again_and_one_that_diverged_is_not(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlnn_search.errors import DivergedError
-
     errors: list[Exception] = [RuntimeError("a bug"), DivergedError("The loss became NaN.")]
     train = fit_module._Run.epoch
 
