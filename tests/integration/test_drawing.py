@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from dlnn_search import CoarseToFine
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
-from dlnn_search.errors import ExitCode, StudyError
-from dlnn_search.search.coarse_to_fine import CoarseToFine
+from dlnn_search.errors import DivergedError, ExitCode, StudyError
 from dlnn_search.search.failures import REFUSES_ALL, USED_UP
 from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
 from dlnn_search.service.interruption import Interruption
@@ -168,18 +169,14 @@ def test_four_workers_train_each_config_once_and_end(
     assert_used_up(begun, 6, n_workers=4)
 
 
-def _deaf(_: object) -> Any:
+def _deaf(_: object) -> nullcontext[None]:
     """Signals are the main thread's."""
-    import contextlib
-
-    return contextlib.nullcontext()
+    return nullcontext()
 
 
 def test_a_config_whose_trial_failed_by_a_bug_is_trained_again_and_one_that_diverged_is_not(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlnn_search.errors import DivergedError
-
     errors: list[Exception] = [RuntimeError("a bug"), DivergedError("The loss became NaN.")]
     train = fit_module._Run.epoch
 
