@@ -14,13 +14,7 @@ from typing import Any
 import optuna
 
 from dlnn_search.config import Config
-from dlnn_search.errors import (
-    DlnnSearchError,
-    OutageError,
-    StorageError,
-    StudyError,
-    UsageError,
-)
+from dlnn_search.errors import DlnnSearchError, StorageError, StudyError, UsageError
 from dlnn_search.search.optuna_study import open_optuna_study
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import (
@@ -128,10 +122,10 @@ def _stored(name: str, url: str, *, quick: bool) -> StoredStudy | None:
     wanted = f"{name}-quick" if quick else name
     try:
         database = open_database(url, create=False)
-    except OutageError:
-        raise
     except StorageError:
-        return None
+        if url.startswith("sqlite"):
+            return None
+        raise
     try:
         known = all_studies(database)
         check_not_renamed(wanted, known)

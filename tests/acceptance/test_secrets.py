@@ -191,6 +191,8 @@ COMMANDS: dict[str, list[str]] = {
     "storage upgrade": ["storage", "upgrade"],
     "storage backup": ["storage", "backup", "tiny", "-o", "team.backup"],
     "storage restore": ["storage", "restore", "team.backup", "--as", "again"],
+    "rename": ["rename", "again", "third", "--yes"],
+    "delete": ["delete", "third", "--yes"],
     "storage migrate-from": ["storage", "migrate-from", "sqlite:///source.db"],
     "storage sweep": ["storage", "sweep"],
     "dashboard": ["dashboard", "--host", "localhost", "--port", "99999"],
