@@ -218,16 +218,6 @@ class PrivateTrialStorage(TrialStorage):
         """Return a trial as its worker knows it, without reading it."""
         return trial._get_latest_trial()
 
-    def rename_study(self, study_id: int, name: str) -> None:
-        """Give a study another name; its trials keep their ids.
-
-        Raises:
-            KeyError: If there is no such study.
-        """
-        with _create_scoped_session(self.scoped_session) as session:
-            study: Any = models.StudyModel.find_or_raise_by_id(study_id, session)
-            study.study_name = name
-
     def set_trial_params(self, trial_id: int, params: Mapping[str, Param]) -> None:
         """Store parameters in one go, as `JointStorage` does."""
         self._joint.set_trial_params(trial_id, params)
