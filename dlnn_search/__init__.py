@@ -7,7 +7,12 @@ nothing, and never TensorFlow.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
+
+# Before anything can import Keras: what the environment or ~/.keras/keras.json wants for other
+# programs cannot train here.
+os.environ["KERAS_BACKEND"] = "tensorflow"
 
 __version__ = "0.1.0"
 

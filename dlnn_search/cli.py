@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -20,12 +23,8 @@ from dlnn_search import (
     cli_search,
     cli_storage,
 )
-from dlnn_search.errors import DlnnSearchError
+from dlnn_search.errors import DlnnSearchError, ExitCode
 from dlnn_search.secret import STORAGE_PASSWORD, hidden, taken_off_command_line
-
-EXIT_INTERRUPTED = 130
-#: An error of ours, not of the user (BSD's sysexits.h, EX_SOFTWARE).
-EXIT_BUG = 70
 
 
 class _Group(TyperGroup):
@@ -41,10 +40,10 @@ class _Group(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:  # `dlnn-search trials ... | head`
             sys.stderr.close()
-            raise typer.Exit(0) from None
+            raise typer.Exit(ExitCode.DONE) from None
         except Exception as error:
             if _is_typers(error):
                 raise
@@ -61,7 +60,7 @@ class _Group(TyperGroup):
                 + what_to_do,
                 file=sys.stderr,
             )
-            raise typer.Exit(EXIT_BUG) from error
+            raise typer.Exit(ExitCode.BUG) from error
 
 
 def _print_traceback() -> None:
@@ -101,6 +100,8 @@ for command in (
     cli_control.resume,
     cli_control.stop,
     cli_control.logs,
+    cli_control.rename,
+    cli_control.delete,
     cli_results.trials,
     cli_results.best,
     cli_regions.regions,
@@ -145,7 +146,23 @@ def main() -> None:
     others = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if len(others) < len(sys.argv) - 1:
         sys.argv[1:] = ["--debug", *others]
-    app(prog_name="dlnn-search")
+    with _ending_by_signals():
+        app(prog_name="dlnn-search")
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does: by a KeyboardInterrupt, never by exit code 143.
+
+    What is done inside may hear signals in its own way. Afterwards none is heard any more: Python
+    takes its handlers off while it ends, which lasts a second where TensorFlow was loaded.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _hide_password() -> None:

@@ -32,6 +32,7 @@ ADVICE_SECONDS = 15.0
 StartedStudy = Annotated[
     str, typer.Argument(metavar="STUDY", help="The name (or file) of a study that was started.")
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
 
 
 def status(
@@ -52,12 +53,12 @@ def status(
         raise UsageError("Expected --watch or --json, got both: call --json again and again.")
     if watch and study is None:
         raise UsageError("Expected a study with --watch: dlnn-search status STUDY --watch")
-    database = open_known(storage)
+    database = open_known("status", storage)
     try:
         if study is None:
             _show_all(database, as_json)
             return
-        stored = _find(database, study)
+        stored = _look_up(database, study)
         if as_json:
             import json
 
@@ -81,6 +82,7 @@ def status(
 def _show_all(database: Database, as_json: bool) -> None:
     from dlnn_search.report.status import study_status
     from dlnn_search.storage.definitions import all_studies
+    from dlnn_search.storage.halves import lost_words
 
     studies = all_studies(database)
     if as_json:
@@ -94,6 +96,10 @@ def _show_all(database: Database, as_json: bool) -> None:
 
     console = make_console()
     console.print(studies_table([study_status(database, stored) for stored in studies]))
+    for stored in studies:
+        lost = lost_words(database, stored.id, stored.name)
+        if lost is not None:
+            console.print(f"\n{lost}", style="bold yellow", markup=False, soft_wrap=True)
     if studies:
         console.print("\nOne closely: dlnn-search status STUDY [--watch]", markup=False)
 
@@ -105,9 +111,13 @@ def _look(
     from dlnn_search.report.facts import facts_of
     from dlnn_search.report.status import study_status
     from dlnn_search.storage.events import last_events
+    from dlnn_search.storage.halves import lost_words
 
     found = study_status(database, stored)
     events = last_events(database, stored.id, N_EVENTS_READ)
+    lost = lost_words(database, stored.id, stored.name)
+    if lost is not None:  # what else could be done can not
+        return found, events, [lost]
     return found, events, advice(facts_of(database, stored, found, events))
 
 
@@ -185,9 +195,9 @@ def _ask(study: str, control: str, reason: str | None, storage: str | None) -> N
     from dlnn_search.storage.control import Control, set_control
 
     console = make_console()
-    database = open_known(storage)
+    database = open_known("stop", storage)
     try:
-        stored = _find(database, study)
+        stored = _look_up(database, study)
         changed = set_control(database, stored.id, cast(Control, control), reason)
         found = study_status(database, stored)
     finally:
@@ -249,9 +259,9 @@ def logs(
 
     if n < 0:
         raise UsageError(f"Expected a number of lines from 0 on, got -n {n}.")
-    database = open_known(storage)
+    database = open_known("logs", storage)
     try:
-        stored = _find(database, study)
+        stored = _look_up(database, study)
         here, elsewhere = find_logs(database, stored, worker)
         for log in here:
             print(f"==> {log.about}: {log.path}")
@@ -278,9 +288,80 @@ def logs(
         database.close()
 
 
+def rename(
+    study: StartedStudy,
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="Its name from now on.")],
+    yes: YesOption = False,
+    storage: StorageOption = None,
+) -> None:
+    """Give a study another name; it goes on with the same trials and random numbers."""
+    from dlnn_search.service.linked import check_new_name
+    from dlnn_search.storage.halves import check_idle, rename_study
+
+    database = open_known("rename", storage)
+    try:
+        stored = _look_up(database, study)
+        check_new_name(database, stored, new_name)
+        names = check_idle(database, stored.id, stored.name)
+        _ask_first(f"Rename {' and '.join(names)} to {new_name} in {database.shown}?", yes)
+        renamed = rename_study(database, stored.id, stored.name, new_name)
+    finally:
+        database.close()
+    print(f"Renamed: {', '.join(renamed)}.")
+    print(f"Go on: dlnn-search start {new_name}{storage_words(storage)}")
+
+
+def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption = None) -> None:
+    """Delete a study with its trials, checkpoints and logs; the ledger stays."""
+    from dlnn_search.report.status import study_status
+    from dlnn_search.storage.halves import check_idle, delete_study
+
+    database = open_known("delete", storage)
+    try:
+        stored = _look_up(database, study)
+        names = check_idle(database, stored.id, stored.name)
+        n_done = study_status(database, stored).n_done
+        also = f", and {' and '.join(name for name in names if name != stored.name)}"
+        _ask_first(
+            f"Delete {stored.name} with its {n_done} finished trials, their checkpoints and logs"
+            f"{also if len(names) > 1 else ''} from {database.shown}? A backup keeps it: "
+            "dlnn-search storage backup.",
+            yes,
+        )
+        deleted = delete_study(database, stored.id, stored.name)
+    finally:
+        database.close()
+    print(f"Deleted: {', '.join(deleted)}. The ledger keeps what was tested.")
+
+
+def _ask_first(question: str, yes: bool) -> None:
+    """Ask at a terminal, unless the answer was given.
+
+    Raises:
+        UsageError: If there is no terminal to ask at.
+        Exit: If the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody can answer here: add --yes to do it.")
+    if not typer.confirm(question):
+        print("Nothing was changed.")
+        raise typer.Exit(1)
+
+
 def _find(database: Database, study: str) -> StoredStudy:
-    from dlnn_search.storage.definitions import find
+    """Return a study that is whole."""
+    from dlnn_search.storage.definitions import check_whole
+
+    stored = _look_up(database, study)
+    check_whole(database, stored)
+    return stored
+
+
+def _look_up(database: Database, study: str) -> StoredStudy:
+    from dlnn_search.storage.definitions import look_up
 
     # A study's file is named as it, but for '-' and '_'.
     name = Path(study).stem.replace("_", "-").lower() if study.endswith(".py") else study
-    return find(database, name)
+    return look_up(database, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,15 +18,13 @@ from dlnn_search.cli_options import (
     open_known,
     storage_words,
 )
-from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.errors import ExitCode, StorageError, UsageError
 
 if TYPE_CHECKING:
     from dlnn_search.report.confirmation import Confirmation
     from dlnn_search.service.confirm import Planned
     from dlnn_search.storage.database import Database
     from dlnn_search.storage.definitions import StoredStudy
-
-EXIT_INTERRUPTED = 130
 
 
 def lr_range(
@@ -94,20 +93,20 @@ def confirm(
     from dlnn_search.storage.definitions import find
 
     url = database_url_of(storage)
-    database = open_known(storage)
+    database = open_known("confirm", storage)
     try:
         stored = find(database, study)
         planned = plan_confirmation(database, stored, top=top, seeds=seeds, study_file=code)
         ended = _train(planned, workers, code, url, storage_words(storage))
         result = _print_confirmation(database, stored)
         figure = confirmation_figure(stored, result)
-        for name in (stored.name, planned.study.name):
-            _show_in_dashboard(database, name, figure, "winners-curse")
+        names = (stored.name, planned.study.name)
+        _show_in_dashboard(url, [(name, figure, "winners-curse") for name in names])
         _print_export(stored, result, storage_words(storage))
     finally:
         database.close()
     if not ended:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def retune(
@@ -126,7 +125,7 @@ def retune(
     from dlnn_search.storage.definitions import find
 
     console, url = make_console(), database_url_of(storage)
-    database = open_known(storage)
+    database = open_known("retune", storage)
     try:
         stored = find(database, study)
         planned = plan_retuning(database, stored, steps=steps, factor=factor, study_file=code)
@@ -136,7 +135,7 @@ def retune(
     finally:
         database.close()
     if not ended:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def print_linked(name: str, url: str, where: str) -> None:
@@ -150,8 +149,9 @@ def print_linked(name: str, url: str, where: str) -> None:
     from dlnn_search.report.retuning import print_retuning, retuning
     from dlnn_search.storage.database import open_database
     from dlnn_search.storage.definitions import find
+    from dlnn_search.storage.halves import parent_and_kind
 
-    parent, _, kind = name.rpartition("-")
+    parent, kind = parent_and_kind(name)
     database = open_database(url, create=False)
     try:
         stored = find(database, parent)
@@ -203,14 +203,24 @@ def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: 
     ).by_itself
 
 
-def _show_in_dashboard(database: Database, study: str, figure: Any, figure_id: str) -> bool:
-    """Put a figure beside a study, where this user may write; return whether it is there."""
+def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> bool:
+    """Put figures beside studies, where this user may write; return whether they are there.
+
+    Args:
+        url: Of the database.
+        figures: Of each its study, itself, and its name there.
+    """
     from dlnn_search.report.figures import put_into_dashboard
-    from dlnn_search.storage.database import storage_errors
+    from dlnn_search.storage.database import open_database, storage_errors
 
     try:
-        with storage_errors(database.url):
-            put_into_dashboard(database, study, figure, figure_id)
+        database = open_database(url, create=False)
+        try:
+            with storage_errors(url):
+                for study, figure, figure_id in figures:
+                    put_into_dashboard(database, study, figure, figure_id)
+        finally:
+            database.close()
     except StorageError as error:  # someone who may only read has the printed answer
         print(f"Not put into the dashboard: {error}", file=sys.stderr)
         return False
@@ -222,7 +232,7 @@ def importance(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.report.importance import importances, print_importances
     from dlnn_search.storage.definitions import find
 
-    database = open_known(storage)
+    database = open_known("importance", storage)
     try:
         stored = find(database, study)
         print_importances(make_console(), stored, importances(database, stored))
@@ -245,20 +255,23 @@ def compare(
     from dlnn_search.report.pages import page_of, write_page
     from dlnn_search.storage.definitions import find
 
-    database = open_known(storage)
+    database = open_known("compare", storage)
     try:
         found = compared(database, [find(database, name) for name in studies])
         print_comparison(make_console(), found)
         figures = comparison_figures(found)
-        is_shown = True
-        for one in found:
-            for number, (title, figure) in enumerate(figures):
-                shown = figure.__class__(figure).update_layout(title=title)
-                is_shown &= _show_in_dashboard(
-                    database, one.study.name, shown, f"comparison-{number}"
-                )
     finally:
         database.close()
+    shown = [
+        (
+            one.study.name,
+            figure.__class__(figure).update_layout(title=title),
+            f"comparison-{number}",
+        )
+        for one in found
+        for number, (title, figure) in enumerate(figures)
+    ]
+    is_shown = _show_in_dashboard(database.url, shown)
     if output is not None:
         title = " and ".join(one.study.name for one in found)
         write_page(output, page_of(f"Comparison: {title}", list(figures)))
@@ -282,7 +295,7 @@ def plots(
     from dlnn_search.report.pages import write_pages
     from dlnn_search.storage.definitions import find
 
-    database = open_known(storage)
+    database = open_known("plots", storage)
     try:
         stored = find(database, study)
         figures = study_figures(database, stored)

@@ -23,6 +23,15 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 MAX_SECONDS = 100 * 365.25 * 86_400
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
+#: The commands that only read: nothing is written, and the folder need not be writable. So do
+#: `studies`, `doctor`, `lr-range` and `dashboard --read-only`, which work without a database, too.
+ONLY_READ = frozenset(
+    {
+        *("status", "logs", "trials", "best", "regions", "ledger", "export"),
+        *("importance", "compare", "plots", "storage info", "storage backup"),
+    }
+)
+
 StorageOption = Annotated[
     str | None,
     typer.Option(
@@ -113,7 +122,9 @@ def limit_moment(text: str | None) -> float | None:
             f"got '{text}'."
         ) from None
     if moment <= time.time():
-        now = datetime.now().isoformat(timespec="minutes")
+        from dlnn_search.storage.budget import time_words
+
+        now = time_words(time.time())
         raise UsageError(f"Expected a moment to come; '{text}' is over, it is {now} now.")
     return moment
 
@@ -129,19 +140,21 @@ def database_url_of(storage: str | None) -> str:
     return database_url(storage)
 
 
-def open_known(storage: str | None) -> Database:
-    """Open a database that holds studies already."""
+def open_known(command: str, storage: str | None) -> Database:
+    """Open a database that holds studies already, for a command; `ONLY_READ` says how."""
     from dlnn_search.storage.database import open_database
 
-    return open_database(database_url_of(storage), create=False)
+    return open_database(database_url_of(storage), create=False, read_only=command in ONLY_READ)
 
 
-def params_by_trial(database: Database, study: str) -> dict[int, dict[str, Any]]:
-    """Return each trial's parameters by its number."""
+def params_by_trial(database: Database, study: str) -> dict[int | None, dict[str, Any]]:
+    """Return each trial's parameters by Optuna's id of it."""
     import optuna
 
+    from dlnn_search.optuna_version import trial_id_of
+
     loaded = optuna.load_study(study_name=study, storage=database.optuna)
-    return {trial.number: trial.params for trial in loaded.get_trials(deepcopy=False)}
+    return {trial_id_of(loaded, each): each.params for each in loaded.get_trials(deepcopy=False)}
 
 
 def storage_words(storage: str | None) -> str:

@@ -30,7 +30,7 @@ def regions(
         raise UsageError(
             f"Expected the name of an HTML page for -o, such as regions.html, got '{output}'."
         )
-    database = open_known(storage)
+    database = open_known("regions", storage)
     try:
         find(database, study)
         with storage_errors(database.url):

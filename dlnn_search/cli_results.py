@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,7 @@ def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import print_trials
     from dlnn_search.storage.definitions import find
 
-    database = open_known(storage)
+    database = open_known("trials", storage)
     try:
         stored = find(database, study)
         rows = all_trials(database, stored)
@@ -54,7 +55,7 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.storage.curves import curve_of_slot
     from dlnn_search.storage.definitions import find
 
-    database = open_known(storage)
+    database = open_known("best", storage)
     try:
         stored = find(database, study)
         found = best_trials(database, stored, 1)
@@ -96,14 +97,18 @@ def export(
         )
     from dlnn_search.config import read_config
     from dlnn_search.service.export import check_wishes, export_best
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.storage.definitions import look_up
+    from dlnn_search.storage.halves import lost_words
 
     # A model's config stands beside it, as `predict` expects.
     output = output or Path(model or "").with_suffix(".json")
     check_wishes(top, output, model)
-    database = open_known(storage)
+    database = open_known("export", storage)
     try:
-        stored = find(database, study)
+        stored = look_up(database, study)
+        # What is written is in our tables.
+        if (lost := lost_words(database, stored.id, stored.name)) is not None:
+            print(f"Warning: {lost}", file=sys.stderr)
         written = None if model is None else _write_model(database, stored, model, code)
         exported = export_best(database, stored, top, output)
         for path in exported.paths:
@@ -139,6 +144,9 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Else the config's name, -test."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Test a config that was tested before.")
+    ] = False,
     study: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -155,7 +163,7 @@ def evaluate(
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
     read = bring_code(find_config(config), config, study)
-    folder = output or Path(config).with_name(f"{Path(config).stem}-test")
+    default = Path(config).with_name(f"{Path(config).stem}-test")
     for name, value in worker_environment(usable_cores()).items():
         os.environ.setdefault(name, value)
     database = open_database(database_url_of(storage), create=True)
@@ -163,11 +171,14 @@ def evaluate(
         import_tensorflow()
         from dlnn_search.report.evaluation import print_evaluation, progress
         from dlnn_search.service.evaluate import evaluate as run
+        from dlnn_search.service.evaluate import plan_evaluation
 
-        first = read.training.seed
-        with progress(read, range(first, first + seeds)) as on_epoch:
-            tested = run(read, database, folder, n_seeds=seeds, on_epoch=on_epoch)
-        print_evaluation(make_console(), read, tested, folder, database)
+        planned = plan_evaluation(
+            read, database, n_seeds=seeds, default=default, output=output, again=again
+        )
+        with progress(read, planned.seeds) as on_epoch:
+            tested = run(planned, database, on_epoch=on_epoch)
+        print_evaluation(make_console(), read, tested, planned.output, database)
     finally:
         database.close()
 
@@ -232,7 +243,7 @@ def ledger(storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import ledger_table
     from dlnn_search.storage.ledger import openings
 
-    database = open_known(storage)
+    database = open_known("ledger", storage)
     try:
         opened = openings(database)
         if not opened:

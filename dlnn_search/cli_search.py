@@ -17,9 +17,7 @@ from dlnn_search.cli_options import (
     parse_duration,
     storage_words,
 )
-from dlnn_search.errors import StudyError, UsageError
-
-EXIT_INTERRUPTED = 130
+from dlnn_search.errors import ExitCode, UsageError
 
 StudyOrFile = Annotated[
     str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
@@ -136,20 +134,25 @@ def start(
             show_default=False,
         ),
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Begin anew; the trials so far stay under another name."),
+    ] = False,
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
     from dlnn_search.report.live import LiveView
     from dlnn_search.report.tables import print_detached, print_end, print_ready
-    from dlnn_search.service.linked import find_study, is_linked_name
+    from dlnn_search.service.linked import find_study
     from dlnn_search.service.start import Detached, Wishes, start_detached
     from dlnn_search.service.start import start as run
     from dlnn_search.service.warm_start import WarmStart
     from dlnn_search.storage.budget import Budget
+    from dlnn_search.storage.halves import is_linked_name, parent_and_kind
 
     console = make_console()
     if trials is not None and is_linked_name(study):
-        parent, _, kind = study.rpartition("-")
+        parent, kind = parent_and_kind(study)
         raise UsageError(
             f"The budget of '{study}' is what 'dlnn-search {kind} {parent}' gives it: "
             "expected no --trials."
@@ -169,6 +172,7 @@ def start(
         sampler=sampler,
         warm=WarmStart(source, top, tuple(enqueue or ())) if source or enqueue else None,
         stop_when_converged=stop_when_converged,
+        fresh=fresh,
         timeout_seconds=None if timeout is None else parse_duration(timeout),
     )
     given = {
@@ -211,7 +215,8 @@ def start(
         return
     keep = options[: options.index("--timeout")] if "--timeout" in options else options
     again = " ".join(["dlnn-search start", *arguments, *keep])
-    with_code = f" --study {code or study}" if loaded.load or loaded.build else ""
+    file = loaded.file if loaded.first_name else study
+    with_code = f" --study {code or file}" if loaded.load or loaded.build else ""
     linked = is_linked_name(study)
     print_end(console, started.status, again, where, with_code, is_linked=linked)
     if linked:
@@ -219,7 +224,7 @@ def start(
 
         print_linked(study, url, where)
     if not started.by_itself:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def worker(
@@ -316,7 +321,7 @@ def validate(
     from dlnn_search.service.validate import validate as run
 
     if print_checks(make_console(), loaded, run(loaded)):
-        raise typer.Exit(StudyError.exit_code)
+        raise typer.Exit(ExitCode.STUDY)
 
 
 def doctor(storage: StorageOption = None) -> None:
@@ -331,7 +336,7 @@ def doctor(storage: StorageOption = None) -> None:
         console.print(f"{finding.about}: {finding.words}", markup=False, soft_wrap=True)
         lacking += finding.verdict == "lacking"
     if lacking:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def dashboard(

@@ -29,7 +29,7 @@ def info(storage: StorageOption = None) -> None:
     """Say which database it is, its versions, its size, and what it holds."""
     from dlnn_search.storage.info import describe
 
-    database = open_known(storage)
+    database = open_known("storage info", storage)
     try:
         facts = describe(database)
         width = max(len(about) for about, _ in facts)
@@ -71,7 +71,7 @@ def backup(
             "Expected either the names of studies or --all, got "
             + ("both." if studies else "neither: dlnn-search storage backup --all -o FILE")
         )
-    database = open_known(storage)
+    database = open_known("storage backup", storage)
     try:
         copied, n_bytes = back_up(database, None if everything else studies, output)
     finally:
@@ -163,7 +163,7 @@ def sweep(
     """Find files that no study needs, and remove them if asked."""
     from dlnn_search.storage.sweep import find_orphans, remove
 
-    database = open_known(storage)
+    database = open_known("storage sweep", storage)
     try:
         orphans = find_orphans(database)
         for orphan in orphans:

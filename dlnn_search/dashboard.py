@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import optuna
 import waitress
@@ -22,10 +24,15 @@ from dlnn_search.errors import UsageError
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.optuna_storage import remembering
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 THREADS = 8
 #: What the dashboard sends is a note or a setting; a larger request is a nuisance.
 MAX_REQUEST_BYTES = 4 * 1024**2
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances/?")
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +102,8 @@ def serve(
     ended = threading.Event()
     try:
         sides = Sides(
-            viewer=wsgi(_remembering(viewer)),
-            editor=None if serving.read_only or editor is None else wsgi(_remembering(editor)),
+            viewer=_application(viewer),
+            editor=None if serving.read_only or editor is None else _application(editor),
         )
         known = LOCAL_NAMES | {serving.host} if is_local(serving.host) else None
         server = waitress.create_server(
@@ -116,6 +123,36 @@ def serve(
     finally:
         ended.set()
         listener.close()
+
+
+def _application(database: Database) -> WSGIApplication:
+    """Return optuna-dashboard, which divides by the number of a study's parameters.
+
+    A study of given configs has none: the page is told that nothing is important, as it is told
+    of a study without trials, instead of showing an error.
+    """
+    storage = _remembering(database)
+    dashboard = wsgi(storage)
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = _IMPORTANCES.fullmatch(environ.get("PATH_INFO", ""))
+        if asked is None or _has_parameters(storage, int(asked[1])):
+            answer: Iterable[bytes] = dashboard(environ, start_response)
+            return answer
+        body = b'{"param_importances": [[]]}'
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response("200 OK", headers)
+        return [body]
+
+    return application
+
+
+def _has_parameters(storage: BaseStorage, study_id: int) -> bool:
+    try:
+        trials = storage.get_all_trials(study_id, deepcopy=False)
+    except KeyError:  # deleted: the dashboard says so
+        return True
+    return any(trial.params for trial in trials)
 
 
 def _remembering(database: Database) -> BaseStorage:

@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command ends with; the README lists them for users."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    STUDY = 3
+    DATA = 4
+    STORAGE = 5
+    TRAINING = 6
+    #: An error of ours, not of the user (BSD's sysexits.h, EX_SOFTWARE).
+    BUG = 70
+    #: A worker's memory has grown: start a new one (BSD's sysexits.h, EX_TEMPFAIL).
+    RECYCLED = 75
+    #: Ended by a signal: slots are given back, checkpoints kept. 128 + SIGINT, as shells have it.
+    INTERRUPTED = 130
 
 
 class DlnnSearchError(Exception):
@@ -13,31 +32,31 @@ class DlnnSearchError(Exception):
         exit_code: What the command line exits with.
     """
 
-    exit_code = 1
+    exit_code: int = ExitCode.FAILED
 
 
 class UsageError(DlnnSearchError):
     """A command, a name or an option that cannot be meant as it stands."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class StudyError(DlnnSearchError):
     """A study file that cannot be read, or whose space makes no valid config."""
 
-    exit_code = 3
+    exit_code = ExitCode.STUDY
 
 
 class DataError(DlnnSearchError):
     """A data set that is missing, damaged or of the wrong form."""
 
-    exit_code = 4
+    exit_code = ExitCode.DATA
 
 
 class StorageError(DlnnSearchError):
     """A database or a disk that cannot be reached, written or understood."""
 
-    exit_code = 5
+    exit_code = ExitCode.STORAGE
 
 
 class OutageError(StorageError):
@@ -47,7 +66,7 @@ class OutageError(StorageError):
 class TrainingError(DlnnSearchError):
     """A training that cannot go on."""
 
-    exit_code = 6
+    exit_code = ExitCode.TRAINING
 
 
 class DivergedError(TrainingError):

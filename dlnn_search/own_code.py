@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlnn_search.config.own import OwnPart
@@ -36,6 +37,9 @@ class OwnImages:
     test_labels: NDArray[np.integer[Any]] | None = None
 
 
+#: What the names of helper modules begin with in `sys.modules`.
+HELPERS = "dlnn_search_helpers_"
+
 #: Makes pictures of an `OwnData`'s options.
 Loader = Callable[[dict[str, Any]], OwnImages]
 #: Makes a Keras model of an `OwnModel`'s options, (height, width, channels), and n_classes.
@@ -49,12 +53,14 @@ class OwnCode:
     Attributes:
         study: The study's name, which is its file's.
         fingerprint: A hash of the normalised source, 12 hexadecimal digits.
+        file: The study's, as a full path.
     """
 
     study: str
     fingerprint: str
     load: Loader | None = None
     build: Builder | None = None
+    file: str = field(default="", compare=False)
 
 
 _known: dict[str, OwnCode] = {}
@@ -111,11 +117,17 @@ def call(function: Callable[..., Any], what: str, error: type[DlnnSearchError], 
 
 
 def line_of(error: BaseException, file: str) -> str:
-    """Return `line N: ` for a file's innermost line on the way to an error; else nothing."""
-    line = None
+    """Return `line N: ` for the innermost line of a study's code on the way to an error.
+
+    That is a line of its file, or, with the name of that, of a helper module; else nothing.
+    """
+    where = ""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            line = trace.tb_lineno
+        code, module = trace.tb_frame.f_code, str(trace.tb_frame.f_globals.get("__name__"))
+        if code.co_filename == file:
+            where = f"line {trace.tb_lineno}: "
+        elif module.startswith(HELPERS):
+            where = f"'{Path(code.co_filename).name}', line {trace.tb_lineno}: "
         trace = trace.tb_next
-    return "" if line is None else f"line {line}: "
+    return where

@@ -14,6 +14,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from pydantic import TypeAdapter, ValidationError
 
@@ -120,8 +121,13 @@ class Study:
             can be expected to gain less than the noise of one.
         measured_rate: What that test found, given by who opens the study in a database.
         name: The file's name, given by `dlnn_search.study_files.load_study`.
+        first_name: What it was called in the database before it was renamed there; empty: it was
+            not.
+        file: Where it was loaded from.
         code_name: What the configs of both versions, quick or not, call `load` and `build` by.
         sources: The text of its file, behind that of a study that it was made from.
+        helpers: What its file imports from its folder: names below that, and texts.
+        file: The full path of its file.
 
     Raises:
         StudyError: If the parts do not fit.
@@ -144,9 +150,12 @@ class Study:
     stop_when_converged: Converged | None = None
     measured_rate: float | None = None
     name: str = ""
+    first_name: str = ""
+    file: str = ""
     code_name: str = ""
     summary: str = ""
     sources: tuple[str, ...] = ()
+    helpers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.minimize is None) == (self.maximize is None):
@@ -191,6 +200,11 @@ class Study:
     def direction(self) -> Literal["minimize", "maximize"]:
         """`minimize` or `maximize`, as Optuna says it."""
         return "minimize" if self.minimize is not None else "maximize"
+
+    @property
+    def lasting_name(self) -> str:
+        """What samplers are seeded by and folders are called: a new name changes neither."""
+        return self.first_name or self.name
 
     def quick_version(self) -> Study:
         """Return the small version, named `…-quick`.
@@ -249,12 +263,14 @@ class Study:
         """
         try:
             with study_defaults(self.data, self.epochs), centred_at(self.measured_rate):
-                config = self.space(trial)
+                config = self.space(_storing(trial))
         except ValidationError as error:
             raise StudyError(
                 f"The space of '{self.name}' made an invalid config: {self._line(error)}\n"
                 f"{explain(error)}"
             ) from error
+        except UnstorableError as error:
+            raise UnstorableError(f"The space of '{self.name}' {error}") from error
         except (DlnnSearchError, optuna.TrialPruned):
             raise
         except Exception as error:
@@ -294,8 +310,7 @@ class Study:
     def own_code(self) -> OwnCode:
         """Return the study's loader and builder with the hash of the code that they are part of."""
         text = json.dumps([self._code(), self._own_functions()])
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return OwnCode(self.code_name, fingerprint, self.load, self.build)
+        return OwnCode(self.code_name, _hash(text), self.load, self.build, self.file)
 
     def _line(self, error: BaseException) -> str:
         code = getattr(self.space, "__code__", None)
@@ -315,16 +330,89 @@ class Study:
             "pruner": repr(self.pruner),
             **({} if self.range_test is None else {"range_test": repr(self.range_test)}),
             **self._own_functions(),
+            # Each by its name, so that what differs names the file.
+            **{f"helper {file}": _hash(_normalised_helper(text)) for file, text in self.helpers},
         }
         return {"settings": settings, "code": self._code()}
 
     def _code(self) -> str:
-        return "\n".join(map(_normalised, self.sources))
+        helpers = [_normalised_helper(text) for _, text in self.helpers]
+        return "\n".join([*map(_normalised, self.sources), *helpers])
 
     def _own_functions(self) -> dict[str, str]:
         """Return which functions load and build, by name: their code is in the file's."""
         both = {"load": self.load, "build": self.build}
         return {part: own.__qualname__ for part, own in both.items() if own is not None}
+
+
+class UnstorableError(StudyError):
+    """A space hands the database what would come back as something else."""
+
+
+class _Storing(optuna.trial.BaseTrial):
+    """A trial that stores what comes back as it was, since it goes through JSON."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Suggest one of some choices, NumPy's numbers made Python's."""
+        plain = [_python_s(choice) for choice in choices]
+        for choice in plain:
+            if not isinstance(choice, _PLAIN):
+                raise UnstorableError(
+                    f"lets '{name}' choose {_short(choice)}: expected text, numbers, True, False "
+                    f"or None, since a database gives nothing else back as it was. Name the "
+                    f"choices with text and look them up: "
+                    f"OPTIONS[trial.suggest_categorical('{name}', list(OPTIONS))] with "
+                    f"OPTIONS = {{'a': {_short(choice)}, ...}}."
+                )
+        return super().suggest_categorical(name, plain)  # type: ignore[safe-super]
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Set a user attribute, NumPy's numbers made Python's."""
+        super().set_user_attr(key, _storable(key, value))  # type: ignore[safe-super]
+
+
+_PLAIN = (str, int, float, type(None))  # a bool is an int
+
+
+def _storing(trial: optuna.Trial) -> optuna.Trial:
+    """Return the same trial, which refuses what storage would change."""
+    view: optuna.Trial = object.__new__(_storing_kind(type(trial)))
+    view.__dict__ = trial.__dict__  # what it draws, the trial has drawn
+    return view
+
+
+@lru_cache(maxsize=8)
+def _storing_kind(kind: type[optuna.Trial]) -> type[optuna.Trial]:
+    return type(kind.__name__, (_Storing, kind), {})
+
+
+def _storable(key: str, value: Any) -> Any:
+    """Return a user attribute as JSON gives it back.
+
+    Raises:
+        UnstorableError: If JSON makes something else of it.
+    """
+    value = _python_s(value)
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, list):
+        return [_storable(key, each) for each in value]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _storable(key, each) for name, each in value.items()}
+    raise UnstorableError(
+        f"sets the user attribute '{key}' to {_short(value)}: expected text, numbers, True, False, "
+        "None, or lists and dictionaries (with text for keys) of them, since a database gives "
+        "nothing else back as it was. Make a list of a tuple or an array, and text of the rest."
+    )
+
+
+def _python_s(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @lru_cache(maxsize=64)  # asked for with each config, and parsing takes milliseconds
@@ -333,14 +421,29 @@ def _normalised(source: str) -> str:
 
     What that statement says is in the settings, in the version (quick or not) that counts.
     """
+    tree = _without_docstrings(source)
+    tree.body = [node for node in tree.body if not _assigns_study(node)]
+    return ast.unparse(tree)
+
+
+@lru_cache(maxsize=256)
+def _normalised_helper(source: str) -> str:
+    """Return the code without comments and docstrings."""
+    return ast.unparse(_without_docstrings(source))
+
+
+def _without_docstrings(source: str) -> ast.Module:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
             node
         ):
             node.body = node.body[1:] or [ast.Pass()]
-    tree.body = [node for node in tree.body if not _assigns_study(node)]
-    return ast.unparse(tree)
+    return tree
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _assigns_study(node: ast.stmt) -> bool:

@@ -34,6 +34,12 @@ def built_in_studies() -> dict[str, Path]:
     }
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a study of that name, or its quick version, comes with the product."""
+    known = built_in_studies()
+    return name in known or name.removesuffix("-quick") in known
+
+
 def load_study(name_or_file: str, *, quick: bool = False) -> Study:
     """Return a study by its name, or from a file that ends in `.py`.
 
@@ -103,6 +109,7 @@ def bring_code(config: Config, source: str, study_file: str | None) -> Config:
 
 
 def _load_file(path: Path) -> Study:
+    from dlnn_search.helpers import find_helpers, run_with_helpers
     from dlnn_search.own_code import line_of, register
     from dlnn_search.study import NAME_PATTERN, Study
 
@@ -113,15 +120,17 @@ def _load_file(path: Path) -> Study:
             f"got '{path.name}'."
         )
     source = _read(path)
+    whole = path.resolve()
+    helpers = find_helpers(whole, source, lambda helper: _read(helper, "helper module"))
     module_name = f"dlnn_search_study_{path.stem}"
     spec = importlib.util.spec_from_loader(module_name, loader=None, origin=str(path))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    module.__file__ = str(path.resolve())
+    module.__file__ = str(whole)
     sys.modules[module_name] = module
     try:
         # Compiled from the very text that the definition is made of.
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        run_with_helpers(compile(source, str(path), "exec"), module, helpers)
     except DlnnSearchError as error:
         raise StudyError(f"The study file '{path}' is not valid: {error}") from error
     except (Exception, SystemExit) as error:
@@ -136,29 +145,36 @@ def _load_file(path: Path) -> Study:
     summary = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].replace("\n", " ")
     # A study that was made from another one keeps that one's source: it holds the space.
     sources = (*study.sources, source)
-    study = dataclasses.replace(study, name=name, code_name=name, summary=summary, sources=sources)
+    texts = sorted((helper.file, helper.source) for helper in helpers.values() if helper.source)
+    study = dataclasses.replace(
+        study,
+        name=name,
+        code_name=name,
+        summary=summary,
+        sources=sources,
+        helpers=(*study.helpers, *texts),
+        file=str(whole),
+    )
     register(study.own_code())
     return study
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, what: str = "study file") -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_STUDY_BYTES + 1)
         if len(raw) > MAX_STUDY_BYTES:
-            raise StudyError(f"'{path}' is too large for a study: over {MAX_STUDY_BYTES:,} bytes.")
+            raise StudyError(f"'{path}' is too large for a {what}: over {MAX_STUDY_BYTES:,} bytes.")
         # As text mode reads it, whatever line ends the editor made.
         source = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
         ast.parse(source, filename=str(path))
     except SyntaxError as error:
         line = "" if error.lineno is None else f"line {error.lineno}: "  # none for null bytes
-        raise StudyError(
-            f"The study file '{path}' is no valid Python: {line}{error.msg}."
-        ) from error
+        raise StudyError(f"The {what} '{path}' is no valid Python: {line}{error.msg}.") from error
     except (MemoryError, RecursionError) as error:  # Python's words for it
         raise StudyError(
-            f"The study file '{path}' is no valid Python: it is nested too deep."
+            f"The {what} '{path}' is no valid Python: it is nested too deep."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or null bytes
-        raise StudyError(f"The study file '{path}' cannot be read: {error}") from error
+        raise StudyError(f"The {what} '{path}' cannot be read: {error}") from error
     return source

@@ -99,7 +99,9 @@ def _variant(about: dict[str, Any]) -> str:
     """Say which clocks, by what differs from the defaults; or whose pictures, and how made."""
     if "study" in about:
         options = [f"{name} {value}" for name, value in about["options"].items()]
-        return ", ".join([about["study"], *options])
+        # None where an earlier version prepared it.
+        file = [f"from {about['file']}"] if about.get("file") else []
+        return ", ".join([about["study"], *options, *file])
     if "kind" not in about:
         return ""
     words = [about["kind"], f"{about['image_size']} px"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from dlnn_search.config.data import Data, OwnData
 from dlnn_search.data.loading import prepare_data, recipes_of
+from dlnn_search.data.own_pictures import content_of
 from dlnn_search.data.prepared import LABELS, PICTURES
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def identity_of(data: Data) -> list[str]:
 
     Equal on two machines exactly if they train on the same pictures. Sets that are checked or
     drawn by us are told by what they are made from; a loader of the study's own, which may read
-    anything, by what it gave: all labels and a sample of the pictures. It is prepared for that.
+    anything, by what it gave. It is prepared for that.
 
     Raises:
         DataError: If the pictures can't be had.
@@ -36,7 +37,8 @@ def identity_of(data: Data) -> list[str]:
     if isinstance(data, OwnData):
         folders = prepare_data(data)
         return [
-            _words(recipe, _content(folder / "search"))
+            # An earlier version stored the first part alone: a sample of the pictures.
+            f"{_words(recipe, _sample(folder / 'search'))}, all {content_of(folder)[:12]}"
             for recipe, folder in zip(recipes, folders, strict=True)
         ]
     return [_words(recipe, "") for recipe in recipes]
@@ -48,7 +50,7 @@ def _words(recipe: Recipe, content: str) -> str:
     return f"{recipe.title}, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _content(folder: Path) -> str:
+def _sample(folder: Path) -> str:
     digest = hashlib.sha256()
     labels = np.load(folder / LABELS, mmap_mode="r", allow_pickle=False)
     pictures = np.load(folder / PICTURES, mmap_mode="r", allow_pickle=False)

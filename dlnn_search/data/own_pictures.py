@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlnn_search.data.prepared import LABELS, LAYOUT_VERSION, PICTURES, Recipe, write_array
+from dlnn_search.data.prepared import (
+    ABOUT,
+    LABELS,
+    LAYOUT_VERSION,
+    PICTURES,
+    Recipe,
+    cache_root,
+    is_intact,
+    lock,
+    prepared_root,
+    read_about,
+    write_array,
+)
 from dlnn_search.data.progress import OnProgress, Progress
 from dlnn_search.data.splits import choose, strata_of
+from dlnn_search.data.watching import answer, watching
 from dlnn_search.errors import DataError, StudyError
 from dlnn_search.own_code import OwnCode, OwnImages, call, code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,12 +39,20 @@ if TYPE_CHECKING:
     from dlnn_search.config.data import OwnData
     from dlnn_search.data.prepared import Part
 
+    #: Pictures and labels.
+    _Parts = dict[Part, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+
 #: Pictures copied at a time.
 CHUNK = 512
+#: Counted up when notes of what loaders gave change their form.
+NOTE_VERSION = 1
 
 
 def own_recipe(data: OwnData) -> Recipe:
-    """Return how a study's own pictures are prepared: anew for other options or another loader.
+    """Return how a study's own pictures are prepared: known by what the loader returns.
+
+    Machines mount folders differently: the same pictures in two places are one set, and others
+    under the same file are another.
 
     Raises:
         StudyError: If the study's code is not loaded, another version, or has no loader.
@@ -48,23 +72,142 @@ def own_recipe(data: OwnData) -> Recipe:
     }
     text = json.dumps(parameters, sort_keys=True)
     title = f"the pictures of '{code.study}'"
+    name = f"own-{code.study}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    about = {"data": data.name, "study": code.study, **parameters}
+
+    def load(on_progress: OnProgress) -> _Parts:
+        on_progress(Progress(f"Loading {title}"))
+        return _parts(_loaded(data, code), data, f"The loader of '{code.study}'")
+
+    def find(on_progress: OnProgress) -> Recipe:
+        content, parts = _content(name, title, code, load, on_progress)
+        # By options and code alone, as an earlier version did it.
+        former = prepared_root() / name
+        is_former = is_intact(former) and content_of(former) == content
+
+        def write_found(into: Path, on_progress: OnProgress) -> None:
+            nonlocal parts
+            if parts is None:
+                parts = load(on_progress)
+                if _hash(parts) != content:
+                    raise DataError(
+                        f"The loader of '{code.study}' returned other pictures than a moment ago. "
+                        "Let it draw at random with a seed only, and leave its files alone."
+                    )
+            for part, (images, labels) in parts.items():
+                what = f"Writing the {part} part of {title}"
+                pieces = _pieces(images, what, on_progress)
+                write_array(into / part / PICTURES, images.shape, pieces)
+                write_array(into / part / LABELS, labels.shape, [labels])
+
+        return Recipe(
+            name=name if is_former else f"{name}-{content[:10]}",
+            title=title,
+            bytes_needed=0,  # said by the disk while they are written
+            write=write_found,
+            about={**about, "content": content, "file": code.file},
+        )
 
     def write(into: Path, on_progress: OnProgress) -> None:
-        on_progress(Progress(f"Loading {title}"))
-        parts = _parts(_loaded(data, code), data, f"The loader of '{code.study}'")
-        for part, (images, labels) in parts.items():
-            what = f"Writing the {part} part of {title}"
-            pieces = _pieces(images, what, on_progress)
-            write_array(into / part / PICTURES, images.shape, pieces)
-            write_array(into / part / LABELS, labels.shape, [labels])
+        find(on_progress).write(into, on_progress)
 
-    return Recipe(
-        name=f"own-{code.study}-{hashlib.sha256(text.encode()).hexdigest()[:10]}",
-        title=title,
-        bytes_needed=0,  # not known before they are loaded
-        write=write,
-        about={"data": data.name, "study": code.study, **parameters},
-    )
+    return Recipe(name, title, bytes_needed=0, write=write, about=about, find=find)
+
+
+#: What loaders gave in this process, by what decides it.
+_contents: dict[tuple[Any, ...], str] = {}
+
+
+def _content(
+    name: str,
+    title: str,
+    code: OwnCode,
+    load: Callable[[OnProgress], _Parts],
+    on_progress: OnProgress,
+) -> tuple[str, _Parts | None]:
+    """Return a hash of what a loader gives, and that itself where it had to be loaded.
+
+    A loader runs once a process at most, and not at all where an earlier process noted what it
+    gave, here and from the same files.
+    """
+    here = (name, code.file, os.getcwd())
+    key = (*here, code.load, cache_root())
+    if key in _contents:
+        return _contents[key], None
+    note = cache_root() / "loaded" / f"{hashlib.sha256(repr(here).encode()).hexdigest()[:20]}.json"
+    parts: _Parts | None = None
+    with lock(name, title, on_progress):
+        known = _read_note(note)
+        told = "changed" if known is None else answer(known["witness"])
+        if known is not None and told != "changed":
+            content = str(known["content"])
+            if told == "gone":
+                on_progress(
+                    Progress(f"The files of {title} are gone: what was kept of them counts.")
+                )
+        else:
+            with watching() as seen:
+                parts = load(on_progress)
+            content = _hash(parts)
+            _write_note(note, content, seen.witness())
+    _contents[key] = content
+    return content, parts
+
+
+def _read_note(note: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if isinstance(known, dict) and known.get("version") == NOTE_VERSION:
+            return known
+    return None
+
+
+def _write_note(note: Path, content: str, witness: dict[str, Any] | None) -> None:
+    with suppress(OSError):  # the next process loads again
+        if witness is None:
+            note.unlink(missing_ok=True)
+            return
+        note.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"version": NOTE_VERSION, "content": content, "witness": witness})
+        partial = note.with_suffix(".partial")  # of whoever holds the lock
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(note)
+
+
+def content_of(folder: Path) -> str:
+    """Return a hash of all pictures and labels that a prepared set of own pictures holds."""
+    about = read_about(folder)
+    if "content" in about:
+        return str(about["content"])
+    return _content_on_disk(folder, (folder / ABOUT).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _content_on_disk(folder: Path, changed: int) -> str:
+    def opened(path: Path) -> NDArray[np.uint8]:
+        array: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+
+    parts: tuple[Part, Part] = ("search", "test")
+    try:
+        return _hash(
+            {
+                part: (opened(folder / part / PICTURES), opened(folder / part / LABELS))
+                for part in parts
+            }
+        )
+    except (OSError, ValueError, EOFError):  # damaged: nothing is like it
+        return ""
+
+
+def _hash(parts: _Parts) -> str:
+    digest = hashlib.sha256()
+    for part, (images, labels) in sorted(parts.items()):
+        digest.update(repr((part, images.shape)).encode())
+        digest.update(np.ascontiguousarray(labels).data)
+        for start in range(0, len(images), CHUNK):
+            digest.update(np.ascontiguousarray(images[start : start + CHUNK]).data)
+    return digest.hexdigest()
 
 
 def _loaded(data: OwnData, code: OwnCode) -> OwnImages:
@@ -78,9 +221,7 @@ def _loaded(data: OwnData, code: OwnCode) -> OwnImages:
     return loaded
 
 
-def _parts(
-    loaded: OwnImages, data: OwnData, what: str
-) -> dict[Part, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def _parts(loaded: OwnImages, data: OwnData, what: str) -> _Parts:
     """Return checked pictures and labels of both parts, the test's taken off where it is not given.
 
     Raises:

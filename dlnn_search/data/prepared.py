@@ -43,6 +43,7 @@ class Recipe:
         bytes_needed: Disk space taken while it is prepared, in bytes.
         write: Writes `<part>/pictures.npy` and `<part>/labels.npy` into an empty folder.
         about: What it was made from, as plain data, for `data list`.
+        find: Returns the recipe to go by, where that is known only from the pictures themselves.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Recipe:
     bytes_needed: int
     write: Callable[[Path, OnProgress], None]
     about: Mapping[str, Any] = field(default_factory=dict)
+    find: Callable[[OnProgress], Recipe] | None = None
 
 
 def cache_root() -> Path:
@@ -107,6 +109,8 @@ def prepare(recipe: Recipe, on_progress: OnProgress, *, again: bool = False) -> 
     Raises:
         DataError: If the pictures can't be had, or can't be written.
     """
+    if recipe.find is not None:
+        recipe = recipe.find(on_progress)
     folder = prepared_root() / recipe.name
     if not again and is_intact(folder):
         return folder

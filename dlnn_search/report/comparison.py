@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from rich.table import Table
 from dlnn_search.errors import UsageError
 from dlnn_search.report.words import duration, metric_name, metric_unit, metric_value
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.links import parent_of
 from dlnn_search.storage.schema import curves, slots
+from dlnn_search.storage.twins import TRAINED_ITSELF
 from dlnn_search.study import is_better
 
 
@@ -25,11 +27,13 @@ class Progress:
 
     Attributes:
         study: Which.
+        settings: Of its definition; a linked study trains what its parent's trials were.
         seconds: Of training until then, all workers' added up, pruned and failed trials' too.
         best: The best complete trial's value until then; None before the first one.
     """
 
     study: StoredStudy
+    settings: Mapping[str, Any]
     seconds: tuple[float, ...]
     best: tuple[float | None, ...]
 
@@ -49,7 +53,7 @@ def progress_of(database: Database, study: StoredStudy) -> Progress:
         sa.select(curves.c.slot_id, sa.func.sum(curves.c.seconds).label("seconds"))
         .join(slots, slots.c.id == curves.c.slot_id)
         # A slot that has another's result cost nothing.
-        .where(slots.c.study_id == study.id, slots.c.reused_from.is_(None))
+        .where(slots.c.study_id == study.id, TRAINED_ITSELF)
         .group_by(curves.c.slot_id)
         .subquery()
     )
@@ -70,7 +74,14 @@ def progress_of(database: Database, study: StoredStudy) -> Progress:
             best = row.value
         seconds.append(total)
         bests.append(best)
-    return Progress(study, tuple(seconds), tuple(bests))
+    return Progress(study, _settings_of(database, study), tuple(seconds), tuple(bests))
+
+
+def _settings_of(database: Database, study: StoredStudy) -> Mapping[str, Any]:
+    parent = parent_of(database, study.id)
+    given_by = next((one for one in all_studies(database) if one.name == parent), study)
+    settings: Mapping[str, Any] = given_by.definition["settings"]
+    return settings
 
 
 def compared(database: Database, studies: Sequence[StoredStudy]) -> list[Progress]:
@@ -95,11 +106,11 @@ def compared(database: Database, studies: Sequence[StoredStudy]) -> list[Progres
     return found
 
 
-def differences(studies: Sequence[StoredStudy]) -> list[str]:
+def differences(found: Sequence[Progress]) -> list[str]:
     """Return what makes the comparison unfair: other data or another number of epochs."""
     told = []
     for key in ("data", "epochs"):
-        values = [study.definition["settings"].get(key) for study in studies]
+        values = [one.settings.get(key) for one in found]
         if any(value != values[0] for value in values):
             told.append(key)
     return told
@@ -137,7 +148,7 @@ def print_comparison(console: Console, found: Sequence[Progress]) -> None:
         soft_wrap=True,
     )
     console.print(table)
-    unfair = differences([one.study for one in found])
+    unfair = differences(found)
     if unfair:
         console.print(
             f"\nMind: their {' and '.join(unfair)} differ, so the values tell of that, too.",

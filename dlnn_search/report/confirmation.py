@@ -13,10 +13,13 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
+from dlnn_search.config.seeds import is_of
 from dlnn_search.metrics import IN_MINUTES
 from dlnn_search.report.words import metric_name, metric_unit, metric_value
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.halves import is_linked_name
+from dlnn_search.storage.links import linked, seed_of_trial
 from dlnn_search.storage.schema import slots
 
 #: Of the interval of a mean.
@@ -30,9 +33,11 @@ class Candidate:
     Attributes:
         study: That it was found in.
         trial: Its number there.
-        config: As trained there, with its seed.
+        config: As trained there, with the seed that it had there.
         search_value: Its value there, on validation.
         values: Of the fresh seeds that are trained, on validation.
+        numbers: Which fresh seed each value is of: the same seed has the same number with every
+            candidate.
         n_failed: Fresh seeds whose training failed.
         n_left: Fresh seeds that are not trained yet.
         search_rank: Among these candidates by `search_value`, from 1.
@@ -45,6 +50,7 @@ class Candidate:
     config: dict[str, Any]
     search_value: float
     values: tuple[float, ...]
+    numbers: tuple[int, ...]
     n_failed: int
     n_left: int
     search_rank: int = 0
@@ -58,14 +64,29 @@ class Candidate:
     @property
     def half_interval(self) -> float | None:
         """Half the width of the mean's 95 % interval (Student's t); None for a single value."""
-        n = len(self.values)
-        if n < 2:
-            return None
-        # Here and not above: its import takes most of a second, and `export` mostly needs none.
-        from scipy.stats import t as student
+        return _half_interval(self.values)
 
-        quantile = float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
-        return quantile * stdev(self.values) / sqrt(n)
+    def differs_from(self, other: Candidate) -> bool:
+        """Whether the two means differ by more than the interval of their difference.
+
+        It is that of the differences seed by seed, since both were trained with the same seeds:
+        what a seed does to both alike is no doubt about which one is better.
+        """
+        theirs = dict(zip(other.numbers, other.values, strict=True))
+        pairs = zip(self.numbers, self.values, strict=True)
+        apart = [value - theirs[number] for number, value in pairs if number in theirs]
+        half = _half_interval(apart)
+        return half is not None and abs(mean(apart)) > half
+
+
+def _half_interval(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    # Here and not above: its import takes most of a second, and `export` mostly needs none.
+    from scipy.stats import t as student
+
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * stdev(values) / sqrt(len(values))
 
 
 @dataclass(frozen=True)
@@ -102,35 +123,43 @@ class Confirmation:
 
 def confirmation(database: Database, study: StoredStudy) -> Confirmation | None:
     """Return what the study's confirmation has come to; None where there is none."""
-    name = f"{study.name}-confirm"
-    linked = next((one for one in all_studies(database) if one.name == name), None)
-    if linked is None:
+    confirming, retuned = linked(database, study, "confirm"), linked(database, study, "retune")
+    if confirming is None:
         return None
     with database.transaction() as connection:
         rows = connection.execute(
             sa.select(slots.c.config, slots.c.state, slots.c.outcome, slots.c.value)
-            .where(slots.c.study_id == linked.id, slots.c.config.is_not(None))
+            .where(slots.c.study_id == confirming.id, slots.c.config.is_not(None))
             .order_by(slots.c.number)
         ).all()
     groups: dict[tuple[str, int], list[Any]] = {}
     for row in rows:
         origin = row.config.get("origin") or {}
-        groups.setdefault((str(origin.get("study")), int(origin.get("trial", -1))), []).append(row)
+        of = study.named_now(str(origin.get("study")))
+        groups.setdefault((of, int(origin.get("trial", -1))), []).append(row)
     if not groups:
         return None
     sign = 1 if study.direction == "minimize" else -1
-    found = [
-        Candidate(
-            study=of,
-            trial=number,
-            config=group[0].config,
-            search_value=float(group[0].config["origin"]["value"]),
-            values=tuple(row.value for row in group if row.outcome == "complete"),
-            n_failed=sum(row.outcome == "failed" for row in group),
-            n_left=sum(row.state != "done" for row in group),
+    found = []
+    for (of, number), group in groups.items():
+        is_retuned = is_linked_name(of) and retuned is not None
+        own = seed_of_trial(database, retuned.id if is_retuned and retuned else study.id, number)
+        if own is None:
+            continue
+        complete = [row for row in group if row.outcome == "complete"]
+        training = group[0].config["training"]
+        found.append(
+            Candidate(
+                study=of,
+                trial=number,
+                config={**group[0].config, "training": {**training, "seed": own}},
+                search_value=float(group[0].config["origin"]["value"]),
+                values=tuple(row.value for row in complete),
+                numbers=tuple(_number(row.config["training"]["seed"], own) for row in complete),
+                n_failed=sum(row.outcome == "failed" for row in group),
+                n_left=sum(row.state != "done" for row in group),
+            )
         )
-        for (of, number), group in groups.items()
-    ]
     found.sort(key=lambda one: sign * one.search_value)
     found = [_with(one, search_rank=place) for place, one in enumerate(found, start=1)]
 
@@ -140,6 +169,11 @@ def confirmation(database: Database, study: StoredStudy) -> Confirmation | None:
     found.sort(key=standing)
     ranked = tuple(_with(one, rank=place) for place, one in enumerate(found, start=1))
     return Confirmation(study.metric, study.direction, ranked)
+
+
+def _number(seed: int, own: int) -> int:
+    """Return which fresh seed one is; an earlier version counted on from the search's own."""
+    return seed if is_of("confirm", seed) else seed - own
 
 
 def print_confirmation(console: Console, study: StoredStudy, result: Confirmation) -> None:
@@ -213,19 +247,14 @@ def _conclusions(study: StoredStudy, result: Confirmation) -> list[str]:
             f"Trial {winner.trial} is the best now; the search's winner, trial {first.trial}, "
             f"comes out at rank {first.rank}."
         )
-    rivals = [one.trial for one in result.ranked[1:] if _overlap(winner, one)]
+    rivals = [one.trial for one in result.ranked[1:] if not winner.differs_from(one)]
     if rivals:
         names = ", ".join(map(str, rivals))
         lines.append(
-            f"Within its interval: trial{'s' if len(rivals) > 1 else ''} {names}. "
-            "More --seeds would tell them apart."
+            f"Not told apart from it, seed by seed: trial{'s' if len(rivals) > 1 else ''} {names}. "
+            "More --seeds may do so."
         )
     return lines
-
-
-def _overlap(one: Candidate, other: Candidate) -> bool:
-    assert one.mean is not None and other.mean is not None
-    return abs(one.mean - other.mean) <= max(one.half_interval or 0.0, other.half_interval or 0.0)
 
 
 def confirmation_figure(study: StoredStudy, result: Confirmation) -> go.Figure:

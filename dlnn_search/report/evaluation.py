@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dlnn_search.config import Config, Origin, title_of
-from dlnn_search.report.words import metric_name, metric_value
+from dlnn_search.report.words import count_words, metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import openings
 
@@ -89,8 +89,9 @@ def search_words(origin: Origin) -> str:
             "too good."
         )
     mean = metric_value(origin.metric, origin.confirmed_mean)
+    seeds = count_words(origin.confirmed_seeds or 0, "seed")
     return (
-        f"The search's own figure was {best}; {_seeds(origin.confirmed_seeds or 0)} trained "
+        f"The search's own figure was {best}; {seeds} trained "
         f"afresh came to {mean} on average, on validation."
     )
 
@@ -102,7 +103,8 @@ def print_evaluation(
     origin = config.origin
     where = f"{origin.study}, trial {origin.trial}" if origin else "a config of its own"
     console.print(
-        f"\nTest of {title_of(config.data)}: {where}, {_seeds(len(tested))}", style="bold"
+        f"\nTest of {title_of(config.data)}: {where}, {count_words(len(tested), 'seed')}",
+        style="bold",
     )
     metric = config.metric
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -126,14 +128,10 @@ def print_evaluation(
         console.print(search_words(origin))
     count = sum(opening.data == title_of(config.data) for opening in openings(database))
     console.print(
-        f"The ledger now holds {count} opening{'s' if count != 1 else ''} of the test split of "
+        f"The ledger now holds {count_words(count, 'opening')} of the test split of "
         f"{title_of(config.data)}: dlnn-search ledger"
     )
     console.print(f"Models, predictions and pictures are in {folder}/")
-
-
-def _seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def spread_words(name: str, values: Sequence[float], what: str = "seed") -> str:

@@ -56,7 +56,8 @@ def _edges(database: Database, study: StoredStudy, n_complete: int) -> list[Edge
         study_id = storage.get_study_id_from_name(study.name)
         for trial in best_trials(database, study, n_elites(n_complete)):
             trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-            best.append(storage.get_trial(trial_id))
+            if trial_id == trial.trial_id:
+                best.append(storage.get_trial(trial_id))
     return find_edges(best, n_complete)
 
 

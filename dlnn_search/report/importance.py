@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlnn_search.errors import UsageError
+from dlnn_search.search.past import is_duplicate
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
 
@@ -95,7 +96,7 @@ def ped_anova_share(n_trials: int) -> float:
 
 
 def searched_trials(database: Database, study: StoredStudy) -> optuna.Study:
-    """Return a study in memory with the complete trials that have parameters.
+    """Return a study in memory with the complete trials that have parameters of their own.
 
     Trials of given configs have none, and would leave no parameter that all trials have.
     """
@@ -103,7 +104,7 @@ def searched_trials(database: Database, study: StoredStudy) -> optuna.Study:
     chosen = [
         trial
         for trial in stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if trial.params
+        if trial.params and not is_duplicate(trial)
     ]
     found = optuna.create_study(study_name=study.name, direction=stored.direction)
     with warnings.catch_warnings():

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from dlnn_search.report.words import metric_name, metric_unit, metric_value
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.links import linked
 from dlnn_search.storage.schema import slots
 
 
@@ -35,17 +36,19 @@ class Rate:
 
 def retuning(database: Database, study: StoredStudy) -> list[Rate]:
     """Return the rates of the config that was re-tuned last, in order, its own among them."""
-    name = f"{study.name}-retune"
-    linked = next((one for one in all_studies(database) if one.name == name), None)
-    if linked is None:
+    retuned = linked(database, study, "retune")
+    if retuned is None:
         return []
     with database.transaction() as connection:
         rows = connection.execute(
             sa.select(slots.c.config, slots.c.state, slots.c.outcome, slots.c.value)
-            .where(slots.c.study_id == linked.id, slots.c.config.is_not(None))
+            .where(slots.c.study_id == retuned.id, slots.c.config.is_not(None))
             .order_by(slots.c.number)
         ).all()
-        origins = [(row.config["origin"]["study"], row.config["origin"]["trial"]) for row in rows]
+        origins = [
+            (study.named_now(row.config["origin"]["study"]), row.config["origin"]["trial"])
+            for row in rows
+        ]
         own = connection.scalar(
             sa.select(slots.c.config).where(
                 slots.c.study_id == study.id, slots.c.trial_number == origins[-1][1]

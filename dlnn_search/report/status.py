@@ -11,13 +11,18 @@ import sqlalchemy as sa
 from dlnn_search.storage.budget import BudgetUse, budget_use
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.presence import SILENT_SECONDS
 from dlnn_search.storage.schema import curves, now, slots, studies, workers
-
-#: A worker that was silent for longer is shown no more, unless it still holds a lease.
-SILENT_SECONDS = 150.0
+from dlnn_search.storage.twins import TRAINED_ITSELF
 
 #: Trials that the time of the next ones is estimated from.
 N_TRIALS_FOR_ESTIMATE = 50
+
+#: Why a slot waits, in words.
+WAITING_WORDS = {
+    "duplicate": "Waits for another trial, which trains the same config just now.",
+    "space": "Waits for another trial: the space brought only configs that are trained already.",
+}
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,16 @@ class TrialStatus:
     number: int
     slot_id: int
     outcome: str
-    """complete, pruned, failed, running, or interrupted (it goes on at the next start)."""
+    """complete, pruned, failed, running, waiting (for another trial), or interrupted (it goes on at
+    the next start)."""
     value: float | None
     best_epoch: int | None
     epochs_done: int
     seconds: float
     reason: str | None
     config: dict[str, Any] | None
+    trial_id: int | None = None
+    """Optuna's."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class StudyStatus:
     direction: str
     budget: int
     counts: dict[str, int]
-    """Slots by outcome or state: complete, pruned, failed, held, open."""
+    """Slots by outcome or state: complete, pruned, failed, held, waiting, open."""
     workers: Sequence[WorkerStatus]
     best: TrialStatus | None
     mean_trial_seconds: float | None
@@ -146,7 +154,7 @@ def study_status(database: Database, study: StoredStudy) -> StudyStatus:
     )
     under_way = (
         sa.select(slots.c.state, sa.func.count())
-        .where(slots.c.study_id == study.id, slots.c.state.in_(["open", "held"]))
+        .where(slots.c.study_id == study.id, slots.c.state.in_(["open", "held", "waiting"]))
         .group_by(slots.c.state)
     )
     with database.transaction() as connection:
@@ -249,7 +257,7 @@ def _mean_seconds_of_last_trials(study: StoredStudy) -> sa.Select[Any]:
     """Of the last only: the view asks each second, and a sum over 1,000,000 epochs takes 0.4 s."""
     last = (
         sa.select(slots.c.id)
-        .where(slots.c.study_id == study.id, slots.c.state == "done")
+        .where(slots.c.study_id == study.id, slots.c.state == "done", TRAINED_ITSELF)
         .order_by(slots.c.number.desc())
         .limit(N_TRIALS_FOR_ESTIMATE)
         .subquery()
@@ -267,6 +275,13 @@ def best_trials(database: Database, study: StoredStudy, n: int) -> list[TrialSta
         [value, slots.c.trial_number],
         n,
     )
+
+
+def count_complete(database: Database, study: StoredStudy) -> int:
+    """Return how many trials of a study are complete."""
+    complete = sa.and_(slots.c.study_id == study.id, slots.c.outcome == "complete")
+    with database.transaction() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).where(complete)).scalar_one())
 
 
 def all_trials(database: Database, study: StoredStudy) -> list[TrialStatus]:
@@ -301,7 +316,7 @@ def _trials(
     )
     with database.transaction() as connection:
         rows = connection.execute(query).all()
-    unsettled = {"held": "running", "open": "interrupted"}
+    unsettled = {"held": "running", "waiting": "waiting", "open": "interrupted"}
     return [
         TrialStatus(
             number=row.trial_number,
@@ -311,8 +326,9 @@ def _trials(
             best_epoch=row.best_epoch,
             epochs_done=row.epochs_done or 0,
             seconds=row.seconds or 0.0,
-            reason=row.reason,
+            reason=row.reason or WAITING_WORDS.get(row.waiting_reason),
             config=row.config,
+            trial_id=row.trial_id,
         )
         for row in rows
     ]

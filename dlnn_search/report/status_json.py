@@ -42,7 +42,7 @@ def status_json(
         },
         "trials": {
             key: status.counts.get(key, 0)
-            for key in ("complete", "pruned", "failed", "held", "open")
+            for key in ("complete", "pruned", "failed", "held", "waiting", "open")
         },
         "best": None
         if best is None

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dlnn_search.report.status import StudyStatus, WorkerStatus
 from dlnn_search.report.words import duration, metric_name, metric_value
-from dlnn_search.storage.budget import BudgetUse
+from dlnn_search.storage.budget import BudgetUse, time_words
 from dlnn_search.storage.events import Event
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
@@ -28,6 +28,7 @@ FAILURE_WORDS = {
     "out_of_memory": "out of memory",
     "lost": "lost (killed or hung)",
     "bug": "bug",
+    "infeasible": "infeasible (the space refuses them)",
     "other": "failed",
 }
 STATE_STYLES = {"troubled": "bold yellow", "paused": "yellow", "waiting": "dim", "starting": "dim"}
@@ -80,6 +81,8 @@ def budget_words(status: StudyStatus) -> str:
     for key in ("pruned", "failed"):
         if status.counts.get(key):
             parts.append(f"{status.counts[key]} {key}")
+    if n_waiting := status.counts.get("waiting"):
+        parts.append(f"{n_waiting} waiting for another trial")
     if status.remaining_seconds is not None:
         parts.append(f"about {duration(status.remaining_seconds)} left")
     return ", ".join(parts)
@@ -94,7 +97,7 @@ def limits_words(use: BudgetUse) -> str:
         parts.append(f"worker-hours {_used(use.worker_used_seconds, use.worker_seconds)}")
     if use.deadline_at is not None:
         left = use.deadline_at - use.now
-        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(use.deadline_at))
+        at = time_words(use.deadline_at)
         parts.append(f"deadline {at}" + (f" (in {duration(left)})" if left > 0 else " (over)"))
     return ", ".join(parts)
 

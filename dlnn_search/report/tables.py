@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +13,8 @@ from dlnn_search.errors import StorageError
 from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
 from dlnn_search.report.words import duration, metric_name, metric_value
 from dlnn_search.search.convergence import CONVERGED
+from dlnn_search.search.failures import REFUSES_ALL, USED_UP
+from dlnn_search.storage.budget import time_words
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
@@ -45,7 +46,7 @@ def print_studies(console: Console, studies: Sequence[Study], url: str) -> None:
 
 def _searched(url: str) -> dict[str, str]:
     try:
-        database = open_database(url, create=False)
+        database = open_database(url, create=False, read_only=True)
     except StorageError:  # no database yet: nothing was searched
         return {}
     try:
@@ -68,10 +69,10 @@ def _searched_words(status: StudyStatus) -> str:
 def print_trials(
     console: Console,
     trials: Sequence[TrialStatus],
-    params: Mapping[int, Mapping[str, Any]],
+    params: Mapping[int | None, Mapping[str, Any]],
     study: StoredStudy,
 ) -> None:
-    """Print two lines a trial: what came of it, and its parameters."""
+    """Print two lines a trial: what came of it, and its parameters, by Optuna's id of it."""
     head = f"{'trial':>5}  {'outcome':<11}  {metric_name(study.metric)}"
     console.print(f"{head}, best epoch, time", style="bold")
     for trial in trials:
@@ -87,7 +88,7 @@ def print_trials(
             print_indented(
                 console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7
             )
-        print_indented(console, params_words(params.get(trial.number, {})), "dim", by=7)
+        print_indented(console, params_words(params.get(trial.trial_id, {})), "dim", by=7)
 
 
 def print_indented(console: Console, text: str, style: str = "dim", *, by: int = 2) -> None:
@@ -111,7 +112,7 @@ def print_best(
     console: Console,
     study: StoredStudy,
     trial: TrialStatus,
-    params: Mapping[int, Mapping[str, Any]],
+    params: Mapping[int | None, Mapping[str, Any]],
     points: Sequence[Point],
     storage: str,
 ) -> None:
@@ -124,7 +125,7 @@ def print_best(
         f"epoch {trial.best_epoch} of {trial.epochs_done}, {duration(trial.seconds)}\n",
         style="bold",
     )
-    shown = {name: _short(value) for name, value in params.get(trial.number, {}).items()}
+    shown = {name: _short(value) for name, value in params.get(trial.trial_id, {}).items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
         _say(console, f"  {name:<{width}}  {text}")
@@ -185,6 +186,12 @@ def print_end(
             f"{reason}\n{status.n_done} of {status.budget} trials are done, "
             f"{status.budget - status.n_done} were not needed. Search on all the same with:\n"
             f"  {again} --no-stop-when-converged{storage}",
+        )
+    elif status.n_done < status.budget and reason in (USED_UP, REFUSES_ALL):
+        _say(
+            console,
+            f"{reason}\n{status.n_done} of {status.budget} trials are done; the rest of the budget "
+            "is untouched.",
         )
     elif status.n_done < status.budget and limit is not None:
         option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)
@@ -269,7 +276,7 @@ def ledger_table(openings: Iterable[Opening]) -> Table:
     for opening in openings:
         origin = "-" if opening.study is None else f"{opening.study} trial {opening.trial}"
         table.add_row(
-            datetime.fromtimestamp(opening.opened_at).strftime("%Y-%m-%d %H:%M"),
+            time_words(opening.opened_at),
             opening.data,
             opening.fingerprint,
             origin,

@@ -32,3 +32,8 @@ def metric_unit(metric: str) -> str:
 def metric_name(metric: str) -> str:
     """Return a metric's name in words."""
     return metric.replace("_", " ")
+
+
+def count_words(n: int, thing: str) -> str:
+    """Return `1 seed` or `3 seeds`."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"

@@ -106,14 +106,14 @@ class Activity:
     trial lacks proves nothing: it may have failed before it asked.
     """
 
-    def __init__(self, past: Outcomes) -> None:
+    def __init__(self, observed: Outcomes) -> None:
         self._rules: list[_Rule] = []
-        places = past.places[-LOOK_BACK:]
+        places = observed.places[-LOOK_BACK:]
         is_known = ~np.isnan(places)
-        ended = np.isfinite(past.losses[-LOOK_BACK:])
+        ended = np.isfinite(observed.losses[-LOOK_BACK:])
         missing = ~is_known & ended[:, None]
         for child in np.flatnonzero(missing.any(axis=0)):
-            for parent, axis in enumerate(past.axes):
+            for parent, axis in enumerate(observed.axes):
                 if parent == child or not (axis.n_choices or 0 < axis.n_cells <= 32):
                     continue
                 column, known = places[:, parent], is_known[:, parent]
@@ -127,24 +127,24 @@ class Activity:
         """Return the numbers of the parameters that others hang on."""
         return sorted({rule.parent for rule in self._rules})
 
-    def filled(self, past: Outcomes) -> Outcomes:
+    def filled(self, observed: Outcomes) -> Outcomes:
         """Return trials with what failed ones had not asked for yet: drawn evenly, always alike.
 
         So a failure counts whatever the rest would have been. With gaps, the model would believe
         in it for the middle of the rest alone, and try the same again beside it.
         """
-        gaps = np.isnan(past.places) & np.isinf(past.losses)[:, None]
+        gaps = np.isnan(observed.places) & np.isinf(observed.losses)[:, None]
         failed = gaps.any(axis=1)
         if not failed.any():
-            return past
+            return observed
         whole = Region(1, 0, 0, {})
         uniform = np.random.default_rng(0).random(gaps.shape)
-        places = past.places.copy()
-        for i, axis in enumerate(past.axes):
+        places = observed.places.copy()
+        for i, axis in enumerate(observed.axes):
             gap = gaps[:, i]
             places[gap, i] = draw(axis, whole.span(axis), uniform[gap, i])
         places[failed] = self.masked(places[failed])
-        return Outcomes(past.axes, places, past.losses)
+        return Outcomes(observed.axes, places, observed.losses)
 
     def masked(self, places: Floats) -> Floats:
         """Return places without the parameters that they would not have."""

@@ -29,7 +29,7 @@ from dlnn_search.search.candidates import (
     untried,
 )
 from dlnn_search.search.contest import Contest, draw_contest, own_scores
-from dlnn_search.search.past import Outcomes, Past
+from dlnn_search.search.past import Observations, Outcomes
 from dlnn_search.search.regions import REGION_ATTRIBUTE, Region, draw, narrowed, read_region
 
 if TYPE_CHECKING:
@@ -119,12 +119,29 @@ class CoarseToFine(BaseSampler):
         self.seed = seed
         self.first_trials = first_trials
         self._first: Sequence[Mapping[str, Any]] | None = None
+        self._n_draws = 0
         self._lock = threading.RLock()
         self._memories: WeakKeyDictionary[Any, dict[int, _Memory]] = WeakKeyDictionary()
 
     def changed(self, **changes: Any) -> CoarseToFine:
         """Return a sampler like this one, but for some of its arguments."""
         return CoarseToFine(**{**self.__getstate__(), **changes})
+
+    def drawing_again(self, n_draws: int) -> CoarseToFine:
+        """Return a sampler that shares all with this one, but draws a trial anew.
+
+        Args:
+            n_draws: How many draws of that trial were refused. The same number draws the same.
+        """
+        if n_draws == self._n_draws:
+            return self
+        again = object.__new__(type(self))
+        again.__dict__.update(self.__dict__, _n_draws=n_draws)
+        return again
+
+    def _random(self, *seed: int) -> np.random.Generator:
+        """Return random numbers of their own for each draw; the first has the seed as it is."""
+        return np.random.default_rng([*seed, self._n_draws] if self._n_draws else [*seed])
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy in another process reads the storage anew.
@@ -167,7 +184,7 @@ class CoarseToFine(BaseSampler):
             return {}
         with self._lock:
             memory, _ = self._look(study)
-            return {axis.name: axis.distribution for axis in memory.past.axes}
+            return {axis.name: axis.distribution for axis in memory.observations.axes}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -180,7 +197,7 @@ class CoarseToFine(BaseSampler):
             region = memory.region(study, stage, first, trials)
             if self.is_global(trial.number):
                 region = Region(stage, first, region.n_finished, {})
-            rng = np.random.default_rng([memory.seed, trial.number])
+            rng = self._random(memory.seed, trial.number)
             running = [
                 t
                 for t in trials
@@ -189,11 +206,11 @@ class CoarseToFine(BaseSampler):
             if self.is_blind(trial.number):
                 place = memory.blind(region, rng)
             else:
-                rows = memory.past.rows(running[-MAX_RUNNING:])
+                rows = memory.observations.rows(running[-MAX_RUNNING:])
                 place = memory.choose(region, rows, rng, contest=self.is_global(trial.number))
             return {
                 axis.name: axis.value(place[i])
-                for i, axis in enumerate(memory.past.axes)
+                for i, axis in enumerate(memory.observations.axes)
                 if axis.name in search_space and not np.isnan(place[i])
             }
 
@@ -210,8 +227,10 @@ class CoarseToFine(BaseSampler):
             stage, first = self._stage(trial.number)
             name = int.from_bytes(hashlib.sha256(param_name.encode()).digest()[:7], "big")
             memory = self._memory(study)
-            own = np.random.default_rng([memory.seed, name, trial.number])
-            if stage == 1:
+            own = self._random(memory.seed, name, trial.number)
+            if stage == 1 and self._n_draws:
+                uniform, region = own.random(), Region(1, 0, 0, {})
+            elif stage == 1:
                 given = self._given(trial.number)
                 if param_name in given and fits(given[param_name], param_distribution):
                     return given[param_name]
@@ -244,10 +263,10 @@ class CoarseToFine(BaseSampler):
         """Read what happened since the last look."""
         trials = study.get_trials(deepcopy=False)
         memory = self._memory(study)
-        if not memory.past.is_of(trials):
+        if not memory.observations.is_of(trials):
             del self._memories[storage_of(study)][study_id_of(study)]
             memory = self._memory(study)
-        memory.past.read(trials)
+        memory.observations.read(trials)
         return memory, trials
 
     def _seed_of(self, study: optuna.Study) -> int:
@@ -265,7 +284,7 @@ class _Memory:
     """What a sampler knows of one study; all of it can be had again from the storage."""
 
     def __init__(self, maximize: bool, seed: int) -> None:
-        self.past = Past(maximize)
+        self.observations = Observations(maximize)
         self.seed = seed
         self._regions: dict[int, dict[str, Any]] = {}
         #: By the axis whose choices are judged each by its own standard; None: all by one.
@@ -280,16 +299,16 @@ class _Memory:
             stored = storage.get_study_system_attrs(study_id)
             if key not in stored:
                 opened = next(t for t in trials if t.number >= first and t.datetime_start)
-                region = narrowed(stage, first, self.past.outcomes(until=opened))
-                storage.set_study_system_attr(study_id, key, region.as_json(self.past.axes))
+                region = narrowed(stage, first, self.observations.outcomes(until=opened))
+                storage.set_study_system_attr(study_id, key, region.as_json(self.observations.axes))
                 stored = storage.get_study_system_attrs(study_id)
             self._regions[first] = stored[key]
-        return read_region(self._regions[first], self.past.axes)
+        return read_region(self._regions[first], self.observations.axes)
 
     def blind(self, region: Region, rng: np.random.Generator) -> Floats:
         """Draw from a region, evenly."""
-        past = self.past.outcomes()
-        return np.asarray(Drawer(past.axes, region, Activity(past), rng).even(1)[0])
+        observed = self.observations.outcomes()
+        return np.asarray(Drawer(observed.axes, region, Activity(observed), rng).even(1)[0])
 
     def choose(
         self, region: Region, running: Floats, rng: np.random.Generator, contest: bool
@@ -303,29 +322,31 @@ class _Memory:
         # Here and not above: SciPy takes a third of a second, and most commands draw nothing.
         from dlnn_search.search.surrogate import Encoding, Surrogate
 
-        past = self.past.outcomes()
-        activity = Activity(past)
-        past = activity.filled(past)
-        held = draw_contest(past, activity, rng) if contest else None
-        rivals = np.isfinite(past.losses)
+        observed = self.observations.outcomes()
+        activity = Activity(observed)
+        observed = activity.filled(observed)
+        held = draw_contest(observed, activity, rng) if contest else None
+        rivals = np.isfinite(observed.losses)
         if held is not None:
-            region = held.region(region, past)
-            rivals &= held.rivals(past)
-        drawer = Drawer(past.axes, region, activity, rng)
-        if np.isfinite(past.losses).sum() < MIN_TRIALS or not rivals.any():
+            region = held.region(region, observed)
+            rivals &= held.rivals(observed)
+        drawer = Drawer(observed.axes, region, activity, rng)
+        if np.isfinite(observed.losses).sum() < MIN_TRIALS or not rivals.any():
             return np.asarray(drawer.even(1)[0])
-        targets = _targets(past, held)
-        encoding = Encoding(past.axes)
-        kernel = self._fitted(encoding, past, held)
-        parents = np.flatnonzero(rivals)[np.argsort(past.losses[rivals], kind="stable")][:N_PARENTS]
+        targets = _targets(observed, held)
+        encoding = Encoding(observed.axes)
+        kernel = self._fitted(encoding, observed, held)
+        parents = np.flatnonzero(rivals)[np.argsort(observed.losses[rivals], kind="stable")][
+            :N_PARENTS
+        ]
         rows = np.union1d(chosen(targets, MAX_TRIALS), parents)
         surrogate = Surrogate(
-            encoding, kernel, past.places[rows], targets[rows], rivals[rows], running
+            encoding, kernel, observed.places[rows], targets[rows], rivals[rows], running
         )
         places = np.concatenate(
-            [drawer.even(N_EVEN), drawer.beside(past.places[parents], N_BESIDE, (0.02, 0.5))]
+            [drawer.even(N_EVEN), drawer.beside(observed.places[parents], N_BESIDE, (0.02, 0.5))]
         )
-        tried = np.concatenate([past.places, running])
+        tried = np.concatenate([observed.places, running])
         promise = surrogate.log_improvement(places)
         for reach in REFINEMENTS:
             best = places[np.argsort(-promise)[:N_PROMISING]]
@@ -336,27 +357,27 @@ class _Memory:
         fresh = untried(places[order[:200]], tried)
         return np.asarray(places[order[int(np.argmax(fresh))]])
 
-    def _fitted(self, encoding: Encoding, past: Outcomes, held: Contest | None) -> Kernel:
+    def _fitted(self, encoding: Encoding, observed: Outcomes, held: Contest | None) -> Kernel:
         from dlnn_search.search.surrogate import fit_kernel
 
-        n = refit_size(len(past), REFIT_FACTOR if held is None else CONTEST_REFIT_FACTOR)
-        key = (n, past.axes)
+        n = refit_size(len(observed), REFIT_FACTOR if held is None else CONTEST_REFIT_FACTOR)
+        key = (n, observed.axes)
         judged = None if held is None else held.parent
         if judged not in self._kernels or self._kernels[judged][0] != key:
-            until = past.first(n)
+            until = observed.first(n)
             targets = _targets(until, held)
             rows = chosen(targets, MAX_TRIALS)
             self._kernels[judged] = key, fit_kernel(encoding, until.places[rows], targets[rows])
         return self._kernels[judged][1]
 
 
-def _targets(past: Outcomes, held: Contest | None) -> Floats:
+def _targets(observed: Outcomes, held: Contest | None) -> Floats:
     """Return trials' scores, in a contest each among those of its own choice."""
     from dlnn_search.search.surrogate import scores
 
     if held is None:
-        return scores(past.losses)
-    return own_scores(past.losses, past.places[:, held.parent])
+        return scores(observed.losses)
+    return own_scores(observed.losses, observed.places[:, held.parent])
 
 
 def _in_hypercube(

@@ -33,18 +33,20 @@ class Contest:
     parent: int
     choice: int
 
-    def region(self, region: Region, past: Outcomes) -> Region:
+    def region(self, region: Region, observed: Outcomes) -> Region:
         """Return a region cut down to the choice."""
-        axis = past.axes[self.parent]
+        axis = observed.axes[self.parent]
         odds = tuple(float(i == self.choice) for i in range(axis.n_choices))
         return replace(region, spans={**region.spans, axis.name: Span(odds=odds)})
 
-    def rivals(self, past: Outcomes) -> NDArray[np.bool_]:
+    def rivals(self, observed: Outcomes) -> NDArray[np.bool_]:
         """Return which trials took the choice, shape (n,)."""
-        return np.asarray(past.places[:, self.parent] == self.choice)
+        return np.asarray(observed.places[:, self.parent] == self.choice)
 
 
-def draw_contest(past: Outcomes, activity: Activity, rng: np.random.Generator) -> Contest | None:
+def draw_contest(
+    observed: Outcomes, activity: Activity, rng: np.random.Generator
+) -> Contest | None:
     """Draw a choice evenly, of a parameter that all trials have and that others hang on.
 
     Returns:
@@ -53,12 +55,12 @@ def draw_contest(past: Outcomes, activity: Activity, rng: np.random.Generator) -
     parents = [
         i
         for i in activity.parents()
-        if past.axes[i].n_choices and not np.isnan(past.places[:, i]).any()
+        if observed.axes[i].n_choices and not np.isnan(observed.places[:, i]).any()
     ]
     if not parents:
         return None
     parent = parents[int(rng.integers(len(parents)))]
-    return Contest(parent, int(rng.integers(past.axes[parent].n_choices)))
+    return Contest(parent, int(rng.integers(observed.axes[parent].n_choices)))
 
 
 def own_scores(losses: Floats, choices: Floats) -> Floats:

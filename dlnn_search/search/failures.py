@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dlnn_search.errors import (
@@ -17,7 +19,7 @@ from dlnn_search.errors import (
 )
 
 #: Why a trial failed, as `slots.failure` and Optuna's user attribute `failure` have it.
-Kind = Literal["diverged", "out_of_memory", "lost", "bug"]
+Kind = Literal["diverged", "out_of_memory", "lost", "bug", "infeasible"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,22 @@ POLICIES: dict[Kind, Policy] = {
     # Another worker, another moment: the memory may have been someone else's.
     "out_of_memory": Policy(3, "tried again, up to 3 times in all"),
     "lost": Policy(3, "goes on from its checkpoint, up to 3 times in all"),
+    # Somebody fixed parameters that the space refuses: else it is asked for others.
+    "infeasible": Policy(1, "failed at once: the space refuses its parameters"),
     "bug": Policy(1, "failed; a few in a row stop the study"),
 }
+
+#: Draws of one trial: so many in a row that the space refuses, or that are trained already.
+MAX_DRAWS = 100
+#: Why that ends a search.
+USED_UP = (
+    f"The space is used up: each of {MAX_DRAWS} more draws was a config that is trained already. "
+    "Widen the space in a copy of the study to search on."
+)
+REFUSES_ALL = (
+    f"Nothing is feasible: the space refused {MAX_DRAWS} draws in a row (optuna.TrialPruned). Let "
+    "it refuse less, or narrow its ranges to what is allowed."
+)
 
 #: Errors of disks, mounts and networks below them, which end by themselves or by a human hand.
 _OF_A_DISK = frozenset(
@@ -67,6 +83,13 @@ _OF_MEMORY = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
     "dst tensor is not initialized",
+)
+
+
+#: Where no user writes: this package, Python's own library, and what is installed.
+_OTHERS_CODE = (
+    Path(__file__).parents[1],
+    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")),
 )
 
 
@@ -113,7 +136,18 @@ def failure_of(error: Exception, *, had_data: bool) -> Failure:
         return Failure(None, reason)
     if isinstance(error, DivergedError):
         return Failure("diverged", reason)
-    return Failure("bug", reason, "".join(traceback.format_exception(error)))
+    where = _place_in_own_code(error)
+    return Failure("bug", reason + where, "".join(traceback.format_exception(error)))
+
+
+def _place_in_own_code(error: BaseException) -> str:
+    """Return ` (FILE, line N)` of the user's code where an error arose; nothing where in none."""
+    for cause in reversed(list(_causes(error))):
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            path = Path(frame.filename)
+            if path.is_file() and not any(map(path.is_relative_to, _OTHERS_CODE)):
+                return f" ({path}, line {frame.lineno})"
+    return ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

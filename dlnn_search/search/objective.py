@@ -17,9 +17,23 @@ from dlnn_search import data
 from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.split import TrainingData
 from dlnn_search.errors import OutageError, StorageError
+from dlnn_search.files import slot_path
 from dlnn_search.optuna_version import trial_id_of
-from dlnn_search.search.failures import POLICIES, Kind, failure_of
-from dlnn_search.search.optuna_study import storage_of
+from dlnn_search.search.failures import (
+    MAX_DRAWS,
+    POLICIES,
+    REFUSES_ALL,
+    USED_UP,
+    Kind,
+    failure_of,
+)
+from dlnn_search.search.optuna_study import (
+    draw_again,
+    may_draw_again,
+    put_back,
+    remember_infeasible,
+    storage_of,
+)
 from dlnn_search.search.outbox import Outbox
 from dlnn_search.search.pruning import falls_behind, rungs_of
 from dlnn_search.search.reports import Reports
@@ -28,7 +42,12 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.place import place_of
 from dlnn_search.storage.presence import Presence, has_trained_here
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, Slots
-from dlnn_search.storage.twins import Twin, find_twin
+from dlnn_search.storage.twins import (
+    Duplicate,
+    find_duplicate,
+    look_for_duplicate,
+    wait_for_space,
+)
 from dlnn_search.study import Study
 from dlnn_search.training.checkpoint import (
     Checkpoint,
@@ -55,8 +74,9 @@ class Verdict:
         trouble: Data, disk or database are missing: the trial is not to blame. The slot is
             released at no cost, and the worker pauses and tries again.
         bug: The traceback, where the study's or our own code is to blame.
-        twin: Another trial with the same config: its result counts for this one, too, now or
-            when it has one.
+        duplicate: Another trial with the same config: its result counts for this one, too.
+        waits: The slot waits for another one, and nobody holds it any more.
+        space_is_over: Why the space has nothing more to train, which ends the search.
     """
 
     outcome: Outcome | None
@@ -66,7 +86,22 @@ class Verdict:
     failure: Kind | None = None
     trouble: str | None = None
     bug: str | None = None
-    twin: Twin | None = None
+    duplicate: Duplicate | None = None
+    waits: bool = False
+    space_is_over: str | None = None
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What a look at the other slots came to.
+
+    Attributes:
+        duplicate: Another trial with the config.
+        draw_again: Nothing was noted: another config can be drawn.
+    """
+
+    duplicate: Duplicate | None
+    draw_again: bool
 
 
 class Objective:
@@ -93,7 +128,7 @@ class Objective:
 
     def folder(self, slot: Slot) -> Path:
         """Where the slot's checkpoints are kept."""
-        return checkpoint_folder(self._database, self._study.name, slot.number)
+        return (self._database.files / slot_path(self._study.lasting_name, slot.number)).parent
 
     def __call__(self, trial: optuna.Trial, slot: Slot) -> Verdict:
         """Train a trial, or go on with one, to its end or an interruption.
@@ -104,9 +139,8 @@ class Objective:
         """
         self._ending = None
         try:
-            config = self._config(trial, slot)
-            twin = self._retrying(lambda: self._note(trial, slot, config))
-            return self._train(config, trial, slot) if twin is None else Verdict(None, twin=twin)
+            drawn = self._draw(trial, slot)
+            return self._train(drawn, trial, slot) if isinstance(drawn, Config) else drawn
         except LostLeaseError:
             raise
         except UpdateFinishedTrialError:
@@ -140,6 +174,64 @@ class Objective:
         except StorageError:
             return False
 
+    def _draw(self, trial: optuna.Trial, slot: Slot) -> Config | Verdict:
+        """Draw until the space allows a config that no other trial has; else say what comes of it.
+
+        What is refused, or another's, costs neither a slot nor a trial: the same one is asked
+        anew, unless its parameters are given.
+        """
+        n_draws = n_refused = n_known = 0
+        in_training: int | None = None  # a slot that trains what was drawn here
+        while not self._interrupted():
+            if n_draws:
+                self._retrying(functools.partial(draw_again, trial, self._study, slot, n_draws))
+            n_draws += 1
+            try:
+                config = self._config(trial, slot)
+            except optuna.TrialPruned as refusal:
+                if not self._retrying(lambda: self._remember(trial, slot)):
+                    words = f"The space refuses the given parameters. {refusal}".strip()
+                    return Verdict("failed", reason=words, failure="infeasible")
+                n_refused += 1
+                if n_refused == MAX_DRAWS:
+                    return Verdict(None, space_is_over=REFUSES_ALL)
+                continue
+            n_refused = 0
+            noted = self._retrying(functools.partial(self._note, trial, slot, config))
+            if noted.duplicate is None:
+                return config
+            is_trained = noted.duplicate.outcome is not None
+            if not noted.draw_again:
+                return Verdict(None, duplicate=noted.duplicate, waits=not is_trained)
+            n_known += 1
+            in_training = in_training if is_trained else noted.duplicate.slot_id
+            if n_known == MAX_DRAWS:
+                wait = functools.partial(self._wait_or_end, trial, slot, in_training)
+                return self._retrying(wait)
+        return Verdict(None)
+
+    def _remember(self, trial: optuna.Trial, slot: Slot) -> bool:
+        """Note that the space refused a draw; return whether it can be drawn anew."""
+        self._slots.renew(slot)
+        if not may_draw_again(trial):
+            return False
+        remember_infeasible(trial)
+        return True
+
+    def _wait_or_end(self, trial: optuna.Trial, slot: Slot, in_training: int | None) -> Verdict:
+        """Let a slot wait that got nothing new; where nothing is trained any more, that is all."""
+        waits = False
+
+        def wait() -> None:
+            nonlocal waits
+            study_id = self._presence.study_id
+            waits = wait_for_space(self._database, study_id, slot, in_training)
+            if waits:
+                put_back(trial.study, trial_id_of(trial.study, trial))
+
+        self._database.at_once(wait)
+        return Verdict(None, waits=waits, space_is_over=None if waits else USED_UP)
+
     def _config(self, trial: optuna.Trial, slot: Slot) -> Config:
         if slot.config is not None:
             return Config.model_validate(slot.config)
@@ -157,28 +249,44 @@ class Objective:
         shape = self._images(config).train.image_shape
         return resolve_precision(config, shape)
 
-    def _note(self, trial: optuna.Trial, slot: Slot, config: Config) -> Twin | None:
-        """Store all that is known before the training; return another trial of the same config."""
-        twin: Twin | None = None
+    def _note(self, trial: optuna.Trial, slot: Slot, config: Config) -> _Noted:
+        """Store all that is known before the training, unless another trial has the config.
 
-        def find() -> None:
-            nonlocal twin
-            twin = find_twin(
-                self._database,
-                self._presence.study_id,
-                slot,
-                config.fingerprint(),
-                config=config.model_dump(mode="json") if slot.config is None else None,
-                reuse=self._study.reuse,
+        Then another one is drawn; where that cannot be, all is stored, and the slot waits for that
+        trial if it is trained just now.
+        """
+        noted = _Noted(None, draw_again=False)
+        study_id, reuse = self._presence.study_id, self._study.reuse
+        storage, trial_id = storage_of(trial.study), trial_id_of(trial.study, trial)
+        fingerprint = config.fingerprint()
+
+        def look() -> None:
+            nonlocal noted
+            if slot.config is None:
+                found = look_for_duplicate(self._database, study_id, slot, fingerprint, reuse=reuse)
+                noted = _Noted(found, found is not None and may_draw_again(trial))
+
+        def note() -> None:
+            nonlocal noted
+            plain = config.model_dump(mode="json") if slot.config is None else None
+            found = find_duplicate(
+                self._database, study_id, slot, fingerprint, config=plain, reuse=reuse
             )
+            noted = _Noted(found, draw_again=False)
 
         def show() -> None:
-            if twin is None and slot.config is None:  # else it has no pictures yet
-                self._show(trial, slot, config)
+            if noted.duplicate is None:
+                if slot.config is None:  # else it has no pictures yet
+                    self._show(trial, slot, config)
+            elif noted.duplicate.outcome is None:
+                put_back(trial.study, trial_id)
 
-        storage, trial_id = storage_of(trial.study), trial_id_of(trial.study, trial)
-        self._database.at_once(lambda: storage.write_gathered(trial_id), find, show)
-        return twin
+        def unless_drawn_again(call: Callable[[], None]) -> Callable[[], None]:
+            return lambda: None if noted.draw_again else call()
+
+        store = (lambda: storage.write_gathered(trial_id), note, show)
+        self._database.at_once(look, *map(unless_drawn_again, store))
+        return noted
 
     def _show(self, trial: optuna.Trial, slot: Slot, config: Config) -> None:
         self._presence.show(
@@ -338,11 +446,6 @@ def _clear_what_is_damaged(folder: Path, fingerprint: str, *, is_new: bool) -> s
         checkpoint.clear()
         return "its checkpoint is of another config"
     return None
-
-
-def checkpoint_folder(database: Database, study_name: str, slot_number: int) -> Path:
-    """Return the folder of a slot's checkpoints."""
-    return database.files / "checkpoints" / study_name / str(slot_number)
 
 
 @functools.lru_cache(maxsize=4)

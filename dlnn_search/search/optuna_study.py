@@ -17,19 +17,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search import optuna_version
 from dlnn_search.config import Config
-from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.errors import StorageError, StudyError, UsageError, did_you_mean
 from dlnn_search.optuna_version import opened, study_id_of, trial_id_of
 from dlnn_search.search.coarse_to_fine import CoarseToFine
+from dlnn_search.search.failures import MAX_DRAWS, REFUSES_ALL
 from dlnn_search.search.first_trials import first_trials
+from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
 from dlnn_search.search.pruning import make_pruner
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.halves import SLOT_ATTRIBUTE as SLOT_ATTRIBUTE
 from dlnn_search.storage.optuna_storage import TrialStorage, trial_storage
 from dlnn_search.storage.slots import LEASE_SECONDS, Outcome, Slot
 from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
-
-#: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
-#: killed between the two rows leaves no trial without an owner.
-SLOT_ATTRIBUTE = "slot"
 
 #: A study's user attribute: the name of the sampler that `start --sampler` chose.
 SAMPLER_ATTRIBUTE = "sampler"
@@ -39,6 +38,11 @@ FAILURE_ATTRIBUTE = "failure"
 REASON_ATTRIBUTE = "reason"
 MAX_REASON = 300
 
+#: So many times a trial's sampler itself is asked once more.
+N_OWN_DRAWS = 10
+#: So many refused draws of each trial are kept: its attributes are read again and again.
+MAX_REFUSED = 8
+
 STATES: dict[Outcome, TrialState] = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -46,21 +50,30 @@ STATES: dict[Outcome, TrialState] = {
 }
 
 
-def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSampler:
-    """Return the sampler for one slot, seeded by the study's name and the slot.
+def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int = 0) -> BaseSampler:
+    """Return the sampler for one slot, seeded by the study's first name, the slot, and the draw.
 
     The same seed on two workers would suggest the same trials to both; a seed a slot suggests
     the same trial whichever worker draws it. Two samplers have one seed a study: a quasi-random
     sequence is the workers' common one, and coarse-to-fine draws by seed and trial number; it
     begins with what is expected to learn soon.
 
+    Args:
+        sampler: As the study describes it.
+        study: Whose name is a part of the seed.
+        slot_number: Too.
+        n_draws: How many draws of the slot's trial were refused: the next one is another. After
+            `N_OWN_DRAWS` of them the whole space is drawn from, evenly: a sampler may insist.
+
     Raises:
         UsageError: If it needs a library that is not installed.
     """
-    seed = _seed(f"{study.name}:{slot_number}")
+    seed = _seed(f"{study.lasting_name}:{slot_number}" + (f":{n_draws}" if n_draws else ""))
+    if n_draws > N_OWN_DRAWS:
+        return optuna.samplers.RandomSampler(seed=seed)
     match sampler:
         case CoarseToFine():
-            return _coarse_to_fine(sampler, study)
+            return _coarse_to_fine(sampler, study).drawing_again(n_draws)
         case RandomSearch():
             return optuna.samplers.RandomSampler(seed=seed)
         case Qmc():
@@ -69,7 +82,7 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSample
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.samplers.QMCSampler(
                     scramble=True,
-                    seed=_seed(study.name),
+                    seed=_seed(study.lasting_name),
                     independent_sampler=independent,
                     warn_independent_sampling=False,
                 )
@@ -86,7 +99,9 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int) -> BaseSample
 @lru_cache(maxsize=8)
 def _coarse_to_fine(sampler: CoarseToFine, study: Study) -> CoarseToFine:
     """Return one sampler for all slots of a study: it keeps what it read of earlier trials."""
-    seeded = sampler if sampler.seed is not None else sampler.changed(seed=_seed(study.name))
+    seeded = (
+        sampler if sampler.seed is not None else sampler.changed(seed=_seed(study.lasting_name))
+    )
     if seeded.first_trials is not None:
         return seeded
     return seeded.changed(first_trials=partial(first_trials, study, seeded))
@@ -162,10 +177,13 @@ def example_config(study: Study) -> Config:
     """Return some config of a study's space, drawn beside the database.
 
     Raises:
-        StudyError: If the space fails or makes an invalid config.
+        StudyError: If the space fails, makes an invalid config, or refuses `MAX_DRAWS` draws.
     """
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    return study.config(optuna.create_study(sampler=sampler).ask())
+    search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(MAX_DRAWS):
+        with suppress(optuna.TrialPruned):
+            return study.config(search.ask())
+    raise StudyError(f"{study.name}: {REFUSES_ALL}")
 
 
 def storage_of(optuna_study: optuna.Study) -> TrialStorage:
@@ -223,12 +241,39 @@ def begin_trial(
 
 
 def _drawing(
-    optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot
+    optuna_study: optuna.Study, study: Study, sampler: Sampler, slot: Slot, n_draws: int = 0
 ) -> optuna.Study:
     """Return Optuna's study with the sampler that draws a slot's trial."""
-    optuna_study.sampler = make_sampler(sampler, study, slot.number)
+    optuna_study.sampler = make_sampler(sampler, study, slot.number, n_draws)
     # What its sampler saw for the trial before; Optuna clears it in `ask`, which is not called.
     return storage_of(optuna_study).without_memory(optuna_study)
+
+
+def may_draw_again(trial: optuna.Trial) -> bool:
+    """Whether a trial has no parameters but what its sampler just drew.
+
+    Else somebody enqueued it with some, or an earlier holder stored what it drew.
+    """
+    stored = storage_of(trial.study).get_trial(trial_id_of(trial.study, trial))
+    return not stored.params and "fixed_params" not in stored.system_attrs
+
+
+def draw_again(trial: optuna.Trial, study: Study, slot: Slot, n_draws: int) -> None:
+    """Let a trial whose draws were refused be asked anew, as if nothing had been suggested."""
+    trial_id = trial_id_of(trial.study, trial)
+    storage_of(trial.study).drop_gathered(trial_id)
+    sampler = chosen_sampler(trial.study, study)
+    drawing = _drawing(trial.study, study, sampler, slot, n_draws)
+    trial.__init__(drawing, trial_id)  # type: ignore[misc]  # who holds it goes on
+
+
+def remember_infeasible(trial: optuna.Trial) -> None:
+    """Let samplers know that the space refuses what was drawn for a trial."""
+    storage, trial_id = storage_of(trial.study), trial_id_of(trial.study, trial)
+    known = storage.get_trial(trial_id).system_attrs.get(INFEASIBLE_ATTRIBUTE, [])
+    if len(known) < MAX_REFUSED and trial.params not in known:
+        refused = [*known, trial.params]
+        storage.set_trial_system_attr(trial_id, INFEASIBLE_ATTRIBUTE, refused)
 
 
 def put_back(optuna_study: optuna.Study, trial_id: int) -> None:
@@ -251,6 +296,7 @@ def tell(
     *,
     failure: str | None = None,
     reason: str | None = None,
+    duplicate_of: int | None = None,
     known: FrozenTrial | None = None,
 ) -> None:
     """Finish a trial in Optuna; harmless where it is finished already.
@@ -262,6 +308,7 @@ def tell(
         value: Its value, if it is complete.
         failure: The kind of its failure, kept as the user attribute `failure`.
         reason: Why it failed, kept as the user attribute `reason`.
+        duplicate_of: The trial whose result it has, kept as the user attribute of that name.
         known: The trial as the worker that ran it knows it: one that ran to its end is not read
             once more.
     """
@@ -277,6 +324,8 @@ def tell(
         for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
             if text is not None:
                 storage.set_trial_user_attr(trial_id, name, _shortened(text))
+        if duplicate_of is not None:
+            storage.set_trial_user_attr(trial_id, DUPLICATE_ATTRIBUTE, duplicate_of)
         # As `study.tell` does, which would read the trial a second time.
         optuna_study.sampler.after_trial(optuna_study, trial, state, values)
         storage.set_trial_state_values(trial_id, state, values)

@@ -1,4 +1,4 @@
-"""What a study's trials have told so far, as arrays, read a little further at each look."""
+"""Observations: what trials have told so far, as arrays, read a little further at each look."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.search.axes import Axis, Floats, hull
 
+#: A user attribute of a trial that has another's result, since their configs are the same: that
+#: one's number. Its end says nothing new.
+DUPLICATE_ATTRIBUTE = "duplicate_of"
+#: A system attribute: parameters, by name, that the space refused before it took the trial's own.
+INFEASIBLE_ATTRIBUTE = "infeasible"
+
 #: A pruned trial counts as no better than this quantile of the complete ones: it was stopped for
 #: being worse, but at an epoch whose value would not compare.
 PRUNED_QUANTILE = 0.5
@@ -27,7 +33,8 @@ class Outcomes:
     Attributes:
         axes: Every parameter that any of them has.
         places: Shape (n, len(axes)); NaN where a trial has no such parameter.
-        losses: Shape (n,), lower is better whatever the study's direction; inf for failures.
+        losses: Shape (n,), lower is better whatever the study's direction; inf for failures, and
+            for what the space refused.
     """
 
     axes: tuple[Axis, ...]
@@ -47,12 +54,13 @@ class Outcomes:
         return order[np.isfinite(self.losses[order])]
 
 
-class Past:
+class Observations:
     """The trials of one study: finished ones are read once."""
 
     def __init__(self, maximize: bool) -> None:
         self._sign = -1.0 if maximize else 1.0
         self._seen: set[int] = set()
+        self._n_refused: dict[int, int] = {}
         self._trials: list[FrozenTrial] = []
         self._distributions: dict[str, BaseDistribution] = {}
         self._axes: tuple[Axis, ...] = ()
@@ -76,9 +84,11 @@ class Past:
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in the trials that finished since the last look."""
-        fresh = [t for t in trials if t.number not in self._seen and t.state.is_finished()]
-        self._seen.update(trial.number for trial in fresh)
-        fresh = [trial for trial in fresh if _tells_something(trial)]
+        unseen = [trial for trial in trials if trial.number not in self._seen]
+        finished = [trial for trial in unseen if trial.state.is_finished()]
+        self._seen.update(trial.number for trial in finished)
+        fresh = [trial for trial in finished if _tells_something(trial)]
+        fresh += [refused for trial in unseen for refused in self._refused(trial)]
         if not fresh:
             return
         fresh.sort(key=_finished)
@@ -118,6 +128,30 @@ class Past:
             losses = np.where(pruned, np.maximum(losses, floor), losses)
         return Outcomes(self._axes, self._places[:n], losses)
 
+    def _refused(self, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Return what the space refused since the last look, as trials that failed."""
+        refused = trial.system_attrs.get(INFEASIBLE_ATTRIBUTE, ())
+        fresh = refused[self._n_refused.get(trial.number, 0) :]
+        if fresh:
+            self._n_refused[trial.number] = len(refused)
+        return [
+            FrozenTrial(
+                number=trial.number,
+                trial_id=-1,
+                state=TrialState.FAIL,
+                value=None,
+                params=params,
+                distributions={},  # a parameter that no trial has is no axis
+                datetime_start=trial.datetime_start,
+                datetime_complete=trial.datetime_start,
+                user_attrs={},
+                system_attrs={},
+                intermediate_values={},
+            )
+            for params in fresh
+            if params
+        ]
+
     def _loss(self, trial: FrozenTrial) -> float:
         value = math.inf
         if trial.state == TrialState.COMPLETE and trial.values:
@@ -146,9 +180,17 @@ def _finished(trial: FrozenTrial) -> tuple[datetime, int]:
     return trial.datetime_complete or datetime.max, trial.number
 
 
+def is_duplicate(trial: FrozenTrial) -> bool:
+    """Whether a trial has another's result: the one filter for Optuna's trials."""
+    return DUPLICATE_ATTRIBUTE in trial.user_attrs
+
+
 def _tells_something(trial: FrozenTrial) -> bool:
-    """Whether a trial's end has to do with its parameters: killed workers say nothing of them."""
+    """Whether a trial's end has to do with its parameters, and says something new of them.
+
+    Killed workers say nothing, and a duplicate what is known.
+    """
     failed_by_itself = trial.state == TrialState.FAIL and (
         trial.user_attrs.get("failure") in ("lost", "bug")
     )
-    return bool(trial.params) and not failed_by_itself
+    return bool(trial.params) and not failed_by_itself and not is_duplicate(trial)

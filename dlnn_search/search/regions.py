@@ -96,7 +96,7 @@ def read_region(stored: Mapping[str, Any], axes: Sequence[Axis]) -> Region:
     return Region(stored["stage"], stored["first_trial"], stored["finished_trials"], spans)
 
 
-def narrowed(stage: int, first: int, past: Outcomes) -> Region:
+def narrowed(stage: int, first: int, observed: Outcomes) -> Region:
     """Return the region around the best trials so far.
 
     Per number: from the lowest to the highest of the elite (the best √n of n finished trials),
@@ -104,11 +104,11 @@ def narrowed(stage: int, first: int, past: Outcomes) -> Region:
     stays wide. Per choice: odds by how often the elite took it. Nothing is known of parameters
     that fewer than two of the elite have.
     """
-    elite = past.best(max(MIN_ELITES, math.ceil(math.sqrt(len(past)))))
+    elite = observed.best(max(MIN_ELITES, math.ceil(math.sqrt(len(observed)))))
     margin = MARGINS[min(stage - 2, len(MARGINS) - 1)]
     spans = {}
-    for i, axis in enumerate(past.axes):
-        column = past.places[elite, i]
+    for i, axis in enumerate(observed.axes):
+        column = observed.places[elite, i]
         column = column[~np.isnan(column)]
         if len(column) < 2:
             continue
@@ -118,7 +118,7 @@ def narrowed(stage: int, first: int, past: Outcomes) -> Region:
         else:
             low, high = float(column.min()) - margin, float(column.max()) + margin
             spans[axis.name] = Span(max(0.0, low), min(1.0, high))
-    return Region(stage, first, len(past), spans)
+    return Region(stage, first, len(observed), spans)
 
 
 def stored_regions(study: optuna.Study) -> list[dict[str, Any]]:

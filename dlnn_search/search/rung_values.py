@@ -10,9 +10,11 @@ import optuna
 import sqlalchemy as sa
 
 from dlnn_search.metrics import DIRECTIONS
+from dlnn_search.search.past import is_duplicate
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import curves, slots
 from dlnn_search.storage.schema import studies as studies_table
+from dlnn_search.storage.twins import TRAINED_ITSELF
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,13 @@ class RungValues(Protocol):
 def reported_values(study: optuna.Study, step: int) -> Mapping[int, Reached]:
     """Return the best value that each of Optuna's trials reported up to a step.
 
-    A trial got there if its last report is of that step or a later one.
+    A trial got there if its last report is of that step or a later one. A duplicate, whose reports
+    are another's, is nobody's rival.
     """
     better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
     found = {}
     for trial in study.get_trials(deepcopy=False):
-        if trial.last_step is None or trial.last_step < step:
+        if trial.last_step is None or trial.last_step < step or is_duplicate(trial):
             continue
         until = [value for at, value in trial.intermediate_values.items() if at <= step]
         if until:
@@ -73,7 +76,7 @@ class StoredValues:
             .join(slots, slots.c.id == curves.c.slot_id)
             .join(studies_table, studies_table.c.id == slots.c.study_id)
             .where(studies_table.c.name == study.study_name)
-            .where(slots.c.trial_number.is_not(None), curves.c.epoch <= step)
+            .where(slots.c.trial_number.is_not(None), TRAINED_ITSELF, curves.c.epoch <= step)
             .group_by(slots.c.id, slots.c.trial_number)
             .having(sa.func.max(curves.c.epoch) == step)
         )

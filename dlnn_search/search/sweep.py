@@ -50,6 +50,7 @@ def tell_what_is_untold(optuna_study: optuna.Study, slots: Slots) -> None:
             settled.value,
             failure=settled.failure,
             reason=settled.reason,
+            duplicate_of=settled.duplicate_of,
         )
         slots.mark_told(settled.slot_id)
 
@@ -75,8 +76,9 @@ def _sweep_one(optuna_study: optuna.Study, trial: FrozenTrial, fate: Fate, slots
             fate.value,
             failure=fate.failure,
             reason=fate.reason,
+            duplicate_of=fate.duplicate_of,
         )
-    elif fate.state == "open":
+    elif fate.state in ("open", "waiting"):
         put_back(optuna_study, trial_id)
         if slots.fates([fate.number])[fate.number].state == "held":  # claimed in this moment
             take_up(optuna_study, trial_id)

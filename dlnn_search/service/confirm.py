@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlnn_search.config import Config
+from dlnn_search.config.seeds import fresh_seeds, is_of
 from dlnn_search.errors import UsageError
 from dlnn_search.report.confirmation import confirmation
 from dlnn_search.report.status import best_trials
-from dlnn_search.service.export import config_of
-from dlnn_search.service.linked import enqueue, linked
+from dlnn_search.service.export import config_of, searched_configs
+from dlnn_search.service.linked import enqueue
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
-from dlnn_search.storage.links import parent_of
+from dlnn_search.storage.links import linked, parent_of, seeds_of
 from dlnn_search.study import Study
 
 MAX_SEEDS = 100
@@ -63,7 +65,11 @@ def plan_confirmation(
     _check_searched(database, study)
     best = _best_configs(database, study, top)
     # Seed by seed, so that what is there at any moment can be compared.
-    configs = [with_seed(config, number) for number in range(1, seeds + 1) for config in best]
+    configs = [
+        _with_training(config, seed=seed)
+        for of_one_number in zip(*_fresh_seeds(database, study, best, seeds), strict=True)
+        for config, seed in zip(best, of_one_number, strict=True)
+    ]
     return Planned(*enqueue(database, study, "confirm", configs, study_file))
 
 
@@ -107,26 +113,31 @@ def plan_retuning(
     return Planned(*enqueue(database, study, "retune", configs, study_file))
 
 
-def with_seed(config: Config, number: int) -> Config:
-    """Return the config with its `number`th fresh seed, from 1; its own is number 0."""
-    return _with_training(config, seed=config.training.seed + number)
+def _fresh_seeds(
+    database: Database, study: StoredStudy, configs: Sequence[Config], n: int
+) -> list[list[int]]:
+    """Return n seeds for each config: the same for all, and those that it has already first."""
+    begun = linked(database, study, "confirm")
+    given = [] if begun is None else seeds_of(database, [begun.id])
+    if any(not is_of("confirm", seed) for seed in given):
+        # An earlier version began this confirmation, which counted on from the search's own seed.
+        return [[config.training.seed + number for number in range(1, n + 1)] for config in configs]
+    retuned = linked(database, study, "retune")
+    searches = [study.id] if retuned is None else [study.id, retuned.id]
+    used = {*given, *seeds_of(database, searches)}
+    seeds = [*given, *fresh_seeds(study.name, "confirm", max(0, n - len(given)), used)][:n]
+    return [seeds] * len(configs)
 
 
 def _best_configs(database: Database, study: StoredStudy, top: int) -> list[Config]:
-    found = [
-        (trial.value or 0.0, config_of(study, trial))
-        for trial in best_trials(database, study, 4 * top)
-    ]
+    found = searched_configs(database, study, top)
     retuned = linked(database, study, "retune")
     if retuned is not None:
-        found += [
-            (trial.value or 0.0, config_of(retuned, trial))
-            for trial in best_trials(database, retuned, top)
-        ]
+        found += searched_configs(database, retuned, top)
     sign = 1 if study.direction == "minimize" else -1
-    found.sort(key=lambda pair: sign * pair[0])
+    found.sort(key=lambda config: sign * (config.origin.value if config.origin else 0.0))
     distinct: dict[str, Config] = {}
-    for _, config in found:
+    for config in found:
         distinct.setdefault(config.fingerprint(), config)
     return list(distinct.values())[:top]
 
@@ -134,8 +145,7 @@ def _best_configs(database: Database, study: StoredStudy, top: int) -> list[Conf
 def _selected(database: Database, study: StoredStudy) -> Config:
     confirmed = confirmation(database, study)
     if confirmed is not None and confirmed.winner is not None:
-        winner = Config.model_validate(confirmed.winner.config)
-        return _with_training(winner, seed=winner.training.seed - 1)
+        return Config.model_validate(confirmed.winner.config)
     return config_of(study, best_trials(database, study, 1)[0])
 
 

@@ -16,6 +16,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.kept import keep_stop_rule, kept_stop_rule
 from dlnn_search.storage.schema import slots
+from dlnn_search.storage.twins import TRAINED_ITSELF
 from dlnn_search.study import Study
 
 #: Trials whose curves tell the noise.
@@ -83,7 +84,7 @@ def study_outlook(database: Database, stored: StoredStudy, min_trials: int) -> O
             sa.select(slots.c.value)
             .where(slots.c.study_id == stored.id, slots.c.outcome == "complete")
             # Another's result says nothing new.
-            .where(slots.c.reused_from.is_(None))
+            .where(TRAINED_ITSELF)
             .order_by(slots.c.trial_number)
         ).all()
     if len(values) < min_trials:

@@ -16,6 +16,7 @@ from dlnn_search.config import Config
 from dlnn_search.errors import UsageError
 from dlnn_search.report.crossvalidation import Validated
 from dlnn_search.service.export import write_whole
+from dlnn_search.storage.sweep import CROSSVALIDATIONS
 from dlnn_search.training.fit import Decision, Epoch, fit
 from dlnn_search.training.precision import resolve_precision
 
@@ -48,7 +49,7 @@ def crossvalidate(
     config = config.model_copy(update={"data": data.resolve(config.data)})
     folds = data.load_folds(config.data, n_folds, config.training.curriculum)
     config = resolve_precision(config, folds[0].train.image_shape)
-    folder = files / "crossvalidations" / f"{config.fingerprint()}-{n_folds}-folds"
+    folder = files / CROSSVALIDATIONS / f"{config.fingerprint()}-{n_folds}-folds"
     validated = []
     for number, images in enumerate(folds, start=1):
 

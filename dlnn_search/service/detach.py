@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dlnn_search.errors import DlnnSearchError, StorageError
+from dlnn_search.files import written_whole
 from dlnn_search.service.processes import last_words
 
 #: The parent has prepared everything before: the child only loads its modules once more.
@@ -91,9 +92,8 @@ class PidFile:
         return FileLock(self._lock)
 
     def _write(self, background: Background) -> None:
-        partial = self._about.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(asdict(background)), encoding="utf-8")
-        partial.replace(self._about)
+        with written_whole(self._about) as partial:
+            partial.write_text(json.dumps(asdict(background)), encoding="utf-8")
 
 
 def run_in_background(

@@ -25,6 +25,7 @@ from dlnn_search.service.gpus import find_gpus
 from dlnn_search.service.machine import usable_cores
 from dlnn_search.storage.database import database_url, files_folder, open_database, shown
 from dlnn_search.storage.definitions import all_studies
+from dlnn_search.storage.halves import lost_words
 
 GIGABYTE = 1e9
 #: A worker on clocks holds about this much, shared pages included (measured: 1.3 GB at 80 px).
@@ -179,12 +180,16 @@ def _database(storage: str | None) -> Iterator[Finding]:
         if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
             yield Finding("good", "database", f"{shown(url)} will be made by the first start")
             return
-        database = open_database(url, create=False)
+        database = open_database(url, create=False, read_only=True)
     except DlnnSearchError as error:
         yield Finding("lacking", "database", str(error))
         return
     try:
-        names = [study.name for study in all_studies(database)]
-        yield Finding("good", "database", f"{shown(url)}: {len(names)} studies")
+        studies = all_studies(database)
+        yield Finding("good", "database", f"{shown(url)}: {len(studies)} studies")
+        for study in studies:
+            lost = lost_words(database, study.id, study.name)
+            if lost is not None:
+                yield Finding("lacking", "database", lost)
     finally:
         database.close()

@@ -72,6 +72,7 @@ class Ending:
             verdict.value,
             failure=verdict.failure,
             reason=verdict.reason,
+            duplicate_of=None if verdict.duplicate is None else verdict.duplicate.trial_number,
             known=storage_of(self._trial.study).known(self._trial),
         )
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlnn_search import __version__
 from dlnn_search.config import Config, Origin
 from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.files import written_whole
 from dlnn_search.report.confirmation import (
     Candidate,
     Confirmation,
     confirmation,
     interval_words,
 )
-from dlnn_search.report.status import TrialStatus, best_trials
-from dlnn_search.report.words import metric_name, metric_value
+from dlnn_search.report.status import TrialStatus, best_trials, count_complete
+from dlnn_search.report.words import count_words, metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.halves import linked_name
 from dlnn_search.storage.links import parent_of
 
 
@@ -29,7 +29,8 @@ class Exported:
 
     Attributes:
         paths: Of the files, best first.
-        words: Whether the first one is confirmed, and what to do if not.
+        words: Whether there are as many as asked for, whether the first one is confirmed, and what
+            to do if not.
     """
 
     paths: list[Path]
@@ -63,7 +64,7 @@ def check_wishes(n: int, config: Path, model: Path | None) -> None:
 
 
 def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> Exported:
-    """Write the n best configs: `best.json`, then `best-2.json`, and so on.
+    """Write the n best configs, or all there are: `best.json`, then `best-2.json`, and so on.
 
     Confirmed ones come first, by the mean of their fresh seeds; the others, by what the search
     said of them, after these.
@@ -75,20 +76,24 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> E
         path: Of the best one, as `check_wishes` accepts it.
 
     Raises:
-        UsageError: If the study has fewer complete trials.
+        UsageError: If the study has no complete trial.
         StorageError: If a file cannot be written.
     """
     configs = best_configs(database, study, n)
     paths = [
         path if rank == 1 else path.with_name(f"{path.stem}-{rank}{path.suffix}")
-        for rank in range(1, n + 1)
+        for rank in range(1, len(configs) + 1)
     ]
     for config, target in zip(configs, paths, strict=True):
         write_whole(target, config.to_json())
     parent = parent_of(database, study.id)
     if parent is not None:
-        return Exported(paths, f"These are trainings for '{parent}': rather export that study.")
-    return Exported(paths, _confirmed_words(study, confirmation(database, study)))
+        words = f"These are trainings for '{parent}': rather export that study."
+    else:
+        words = _confirmed_words(study, confirmation(database, study))
+    if len(configs) < n:
+        words = f"{_too_few_words(database, study, n, len(configs))}\n{words}"
+    return Exported(paths, words)
 
 
 def confirmed_config(candidate: Candidate) -> Config:
@@ -96,18 +101,20 @@ def confirmed_config(candidate: Candidate) -> Config:
     config = Config.model_validate(candidate.config)
     assert config.origin is not None  # `confirm` gives it one
     origin = config.origin.model_copy(
-        update={"confirmed_mean": candidate.mean, "confirmed_seeds": len(candidate.values)}
+        update={
+            "study": candidate.study,  # as it is called now
+            "confirmed_mean": candidate.mean,
+            "confirmed_seeds": len(candidate.values),
+        }
     )
-    # The first fresh seed is the one after the search's own.
-    training = config.training.model_copy(update={"seed": config.training.seed - 1})
-    return config.model_copy(update={"origin": origin, "training": training})
+    return config.model_copy(update={"origin": origin})
 
 
 def best_configs(database: Database, study: StoredStudy, n: int) -> list[Config]:
-    """Return the n best configs with their origins, the confirmed ones first.
+    """Return the n best configs with their origins, or all there are, the confirmed ones first.
 
     Raises:
-        UsageError: If the study has fewer complete trials.
+        UsageError: If the study has no complete trial.
     """
     confirmed = confirmation(database, study)
     found: dict[str, Config] = {}
@@ -115,17 +122,36 @@ def best_configs(database: Database, study: StoredStudy, n: int) -> list[Config]
         for candidate in confirmed.ranked:
             config = confirmed_config(candidate)
             found.setdefault(config.fingerprint(), config)
-    for trial in best_trials(database, study, n + len(found)):
-        config = config_of(study, trial)
+    for config in searched_configs(database, study, n + len(found)):
         found.setdefault(config.fingerprint(), config)
-    configs = list(found.values())[:n]
-    if len(configs) < n:
-        came = f"{len(configs)} complete trial{'s' if len(configs) != 1 else ''}"
+    if not found:
         raise UsageError(
-            f"Expected at least {n} complete trial{'s' if n != 1 else ''} of '{study.name}', "
-            f"it has {came}. Search on with 'dlnn-search start {study.name}'."
+            f"Expected a complete trial of '{study.name}', it has 0 complete trials. "
+            f"Search on with 'dlnn-search start {study.name}'."
         )
-    return configs
+    return list(found.values())[:n]
+
+
+def searched_configs(database: Database, study: StoredStudy, n: int) -> list[Config]:
+    """Return the configs of a study's best trials: n distinct ones, or all there are."""
+    found: dict[str, Config] = {}
+    n_trials = n
+    while True:
+        trials = best_trials(database, study, n_trials)
+        for trial in trials:
+            config = config_of(study, trial)
+            found.setdefault(config.fingerprint(), config)
+        if len(found) >= n or len(trials) < n_trials:
+            return list(found.values())[:n]
+        n_trials *= 4
+
+
+def _too_few_words(database: Database, study: StoredStudy, n: int, n_configs: int) -> str:
+    trials = count_words(count_complete(database, study), "complete trial")
+    return (
+        f"Asked for the best {n}: '{study.name}' has {trials}, "
+        f"{count_words(n_configs, 'distinct config')}."
+    )
 
 
 def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:
@@ -144,7 +170,7 @@ def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:
     if winner is None:
         return (
             "Not confirmed: no trial came to its end with two fresh seeds, so this is the "
-            f"search's own winner. See why: dlnn-search trials {study.name}-confirm"
+            f"search's own winner. See why: dlnn-search trials {linked_name(study.name, 'confirm')}"
         )
     return (
         f"Confirmed: trial {winner.trial} of {winner.study}, {metric_name(study.metric)} "
@@ -168,11 +194,8 @@ def config_of(study: StoredStudy, trial: TrialStatus) -> Config:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error

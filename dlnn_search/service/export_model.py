@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from dlnn_search.config import OwnModel
 from dlnn_search.data import image_shape
 from dlnn_search.errors import StorageError, StudyError
+from dlnn_search.files import written_whole
 from dlnn_search.service.export import best_configs, write_whole
 from dlnn_search.storage.artifacts import Artifact, artifacts_of, inside, sha256_of
 from dlnn_search.storage.database import Database
@@ -77,11 +77,10 @@ def export_model(
             f"config otherwise. {_instead(study.name)}"
         ) from error
     is_own = isinstance(config.model, OwnModel)
-    partial = path.with_name(f".{path.stem}-{os.getpid()}.keras")
     try:
-        (model if is_own else portable_model(model)).save(partial)
-        write_whole(path.with_suffix(".json"), config.to_json())
-        partial.replace(path)
+        with written_whole(path) as partial:
+            (model if is_own else portable_model(model)).save(partial)
+            write_whole(path.with_suffix(".json"), config.to_json())
     except OSError as error:
         raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -91,9 +90,6 @@ def export_model(
         raise StudyError(
             f"The model that the builder of '{origin.study}' makes cannot be saved: {first_line}"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     words = f"The weights of {name} after its best epoch, {origin.epoch}."
     problem = _plain_problem(path) if is_own else None
     if problem is None:

@@ -70,7 +70,11 @@ class Interruption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear signals; leave them to whoever had them afterwards."""
+        """Hear signals; leave them afterwards to whoever had them.
+
+        A process that was asked to end hears them to its end: what it still has to do, such as
+        closing the database, is not cut by the next one.
+        """
         signals = {
             signal.SIGINT: self._hear_signal,
             signal.SIGTERM: self._hear_signal,
@@ -81,8 +85,9 @@ class Interruption:
             yield
         finally:
             self._stop_alarm()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            if not self._by_signal:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -29,9 +29,9 @@ class Log:
     path: Path
 
 
-def logs_folder(database: Database, study_name: str) -> Path:
+def logs_folder(database: Database, lasting_name: str) -> Path:
     """Return where this machine's workers of a study write."""
-    return database.files / "logs" / study_name
+    return database.files / "logs" / lasting_name
 
 
 def find_logs(
@@ -48,7 +48,7 @@ def find_logs(
         UsageError: If there is no such worker, or the name means several.
     """
     known = worker_logs(database, study.id)
-    supervisor = Log(SUPERVISOR, logs_folder(database, study.name) / LOG_NAME)
+    supervisor = Log(SUPERVISOR, logs_folder(database, study.lasting_name) / LOG_NAME)
     if worker == SUPERVISOR:
         if not supervisor.path.exists():
             raise UsageError(

@@ -75,7 +75,7 @@ def subject_of(name_or_file: str, url: str, *, quick: bool, study_file: str | No
 
 def _best_of(study: str, url: str) -> tuple[Config, int] | None:
     try:
-        database = open_database(url, create=False)
+        database = open_database(url, create=False, read_only=True)
     except StorageError:  # not searched yet
         return None
     try:

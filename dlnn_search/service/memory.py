@@ -12,8 +12,6 @@ import psutil
 
 from dlnn_search.service.machine import usable_memory_bytes
 
-#: Exit code: memory has grown, start me again (BSD's sysexits.h, EX_TEMPFAIL).
-EXIT_RECYCLED = 75
 MEBIBYTE = 2**20
 #: Twice the first trial's is no leak yet where that was tiny: networks differ in size.
 LEAST_GROWTH_BYTES = 512 * MEBIBYTE

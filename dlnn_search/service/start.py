@@ -58,6 +58,7 @@ class Wishes:
         timeout_seconds: After it the workers of this start finish their epoch and stop.
         warm: What to try first.
         stop_when_converged: For all workers; None: as before, at first the study's own.
+        fresh: Begin anew; the trials so far are kept under another name.
     """
 
     n_workers: int | None = None
@@ -70,6 +71,7 @@ class Wishes:
     sampler: str | None = None
     warm: WarmStart | None = None
     stop_when_converged: bool | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.n_workers is not None and not 0 <= self.n_workers <= MAX_WORKERS:
@@ -144,7 +146,7 @@ def start(
         if not prepared.seats or _is_over(database, stored):
             return Ended(prepared.status(), by_itself=True)
         if in_background:
-            logs = logs_folder(database, study.name)
+            logs = logs_folder(database, study.lasting_name)
             with PidFile(database.files, study.name).held(logs / LOG_NAME):
                 return _run(prepared, arguments, url, wishes, view, ignore_hangup=True)
         _say_who_else(prepared, say)
@@ -184,7 +186,7 @@ def start_detached(
         running = pid_file.running()
         if running is not None:
             return Detached(running, already=True)
-        log = logs_folder(prepared.database, study.name) / LOG_NAME
+        log = logs_folder(prepared.database, study.lasting_name) / LOG_NAME
         # Not in the arguments: everybody sees those in a list of processes.
         environment = {"DLNN_SEARCH_STORAGE": url}
         command = ["start", *arguments, *options, "--in-background"]
@@ -259,7 +261,9 @@ def _prepared(
     example = example_config(study)
     database = open_database(url, create=True)
     try:
-        stored = register(database, study.name, study.definition())
+        stored = register(
+            database, study.name, study.definition(), file=study.file, fresh=wishes.fresh, say=say
+        )
         optuna_study = open_optuna_study(study, database)
         if wishes.sampler is not None:
             with storage_errors(database.url):
@@ -304,7 +308,7 @@ def _run(
         seats=prepared.seats,
         database=database,
         study_id=stored.id,
-        logs=logs_folder(database, stored.name),
+        logs=logs_folder(database, stored.lasting_name),
         say=live.say,
         away=live.show_away,
     )

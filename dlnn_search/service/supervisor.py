@@ -14,13 +14,13 @@ from pathlib import Path
 from dlnn_search.errors import (
     DataError,
     DlnnSearchError,
+    ExitCode,
     OutageError,
     StorageError,
     StudyError,
     UsageError,
 )
 from dlnn_search.service.gpus import Seat
-from dlnn_search.service.memory import EXIT_RECYCLED
 from dlnn_search.service.processes import (
     Adopted,
     Started,
@@ -28,7 +28,6 @@ from dlnn_search.service.processes import (
     exit_words,
     last_words,
 )
-from dlnn_search.service.worker import EXIT_DONE, EXIT_INTERRUPTED
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import add_event
 from dlnn_search.storage.presence import Orphan, new_worker_name, process_mark, what_was_trained
@@ -191,10 +190,10 @@ class Supervisor:
         elif adopted:
             # It may have finished or died: a new worker finds out what is left to do.
             self._release(place.worker, is_loss=True)
-        elif code == EXIT_RECYCLED:
+        elif code == ExitCode.RECYCLED:
             place.crashes = 0
             self.say(f"Worker {place.worker} ended since its memory had grown; a new one starts.")
-        elif code in (EXIT_DONE, EXIT_INTERRUPTED):
+        elif code in (ExitCode.DONE, ExitCode.INTERRUPTED):
             place.done = True
         else:
             self._crashed(place, code)
@@ -204,10 +203,10 @@ class Supervisor:
         told = last_words(place.log)
         how = exit_words(code)
         if code in FATAL_EXIT_CODES:
-            raise FATAL_EXIT_CODES[code](told.removeprefix("Error: "))
+            raise FATAL_EXIT_CODES[ExitCode(code)](told.removeprefix("Error: "))
         if time.monotonic() - place.started > STEADY_SECONDS:
             place.crashes = 0
-        is_outage = code == StorageError.exit_code and self._away_since is not None
+        is_outage = code == ExitCode.STORAGE and self._away_since is not None
         if not is_outage and self._count_crash(place):
             self._give_up(place, code, told, how)
             return
@@ -246,7 +245,7 @@ class Supervisor:
             f"A worker died {place.crashes} times in a row, the last time by {how}:\n"
             f"{told.removeprefix('Error: ')}\nIts log: {place.log}"
         )
-        error = StorageError if code == StorageError.exit_code else DlnnSearchError
+        error = StorageError if code == ExitCode.STORAGE else DlnnSearchError
         place.given_up = error(words)
         self._note("gave_up", words, place.worker)
         left = sum(not other.done for other in self._places)
@@ -328,7 +327,7 @@ class Supervisor:
     def _leave(self) -> None:
         """End this process whatever it waits for: its own killer comes next."""
         self._send(signal.SIGKILL)
-        os._exit(EXIT_INTERRUPTED)
+        os._exit(ExitCode.INTERRUPTED)
 
     def _send(self, number: signal.Signals) -> None:
         for place in self._places:

@@ -19,7 +19,7 @@ from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import Shape, foreseen
 from dlnn_search.search.corners import corner_trials
-from dlnn_search.study import Study
+from dlnn_search.study import Study, UnstorableError
 from dlnn_search.training.augment import augmenter
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import with_precision
@@ -65,6 +65,8 @@ def validate(study: Study) -> Iterator[Checked]:
     def ask(trial: optuna.Trial) -> None:
         try:
             configs.append(({}, study.config(trial)))
+        except UnstorableError:
+            raise  # no config is to blame, and all would say so
         except DlnnSearchError as error:
             configs.append(({}, str(error)))
 

@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from dlnn_search.errors import DlnnSearchError, OutageError, StudyError
+from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.search.claiming import Claim, Claimed
 from dlnn_search.search.objective import Objective, Verdict
@@ -29,18 +30,19 @@ from dlnn_search.service.ending import Ending
 from dlnn_search.service.interruption import Interruption
 from dlnn_search.service.joining import join_study
 from dlnn_search.service.measured_rate import with_kept_rate
-from dlnn_search.service.memory import EXIT_RECYCLED, MemoryWatch
+from dlnn_search.service.memory import MemoryWatch
 from dlnn_search.storage.budget import budget_use
-from dlnn_search.storage.control import Orders, stop_after_bugs
+from dlnn_search.storage.control import Orders, is_first, set_control, stop_after_bugs
 from dlnn_search.storage.control import orders as orders_of
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.events import add_event
+from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.retry import pause_seconds
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
-from dlnn_search.storage.twins import Twin, settle_like
+from dlnn_search.storage.twins import Duplicate, settle_like
 from dlnn_search.study import Study
 
 #: Between two looks for a slot that its holder may lose.
@@ -51,10 +53,6 @@ SWEEP_SECONDS = 30.0
 MAX_BUGS_IN_A_ROW = 3
 #: A database that is away when the worker ends is tried that long: a killer may wait.
 LAST_WORDS_SECONDS = 3.0
-
-EXIT_DONE = 0
-#: Interrupted by a signal: slots released, checkpoints kept. 128 + SIGINT, as shells have it.
-EXIT_INTERRUPTED = 130
 
 T = TypeVar("T")
 
@@ -81,8 +79,8 @@ def run_worker(
         about: What its row says of it: `gpu`, `threads`, `log`, `supervisor`.
 
     Returns:
-        `EXIT_DONE` where the budget is used up or the study was asked to stop;
-        `EXIT_INTERRUPTED` after a signal; `EXIT_RECYCLED` when memory has grown.
+        `ExitCode.DONE` where the budget is used up or the study was asked to stop;
+        `ExitCode.INTERRUPTED` after a signal; `ExitCode.RECYCLED` when memory has grown.
 
     Raises:
         UsageError: If the study was never started.
@@ -93,9 +91,11 @@ def run_worker(
     """
     stored = join_study(study, database)
     study = database.retrying(lambda: with_kept_rate(study, database, stored))
-    presence = Presence(database, stored.id, name, **about)
     interrupted = Interruption(alone=about.get("supervisor") is None)
-    return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
+    # From before its row is made until after it says that the worker ended.
+    with interrupted.listening():
+        presence = Presence(database, stored.id, name, **about)
+        return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
 
 
 class _Worker:
@@ -134,17 +134,32 @@ class _Worker:
 
     def run(self, prepare: Callable[[], None]) -> int:
         try:
-            with self._interrupted.listening():
-                prepare()
-                return self._work()
+            prepare()
+            return self._work()
         except OutageError:
             if not self._interrupted.by_signal:
                 raise
-            return EXIT_INTERRUPTED
+            return ExitCode.INTERRUPTED
+        except Exception:
+            self._check_whole()
+            raise
         finally:
             # The disk or the server may be what failed: the lease then ends by itself.
             with suppress(DlnnSearchError):
                 self._database.retrying(self._leave, seconds=LAST_WORDS_SECONDS)
+
+    def _check_whole(self) -> None:
+        """Say so where an error comes of a study that was deleted or renamed meanwhile.
+
+        Raises:
+            StudyError: If it was. The trial's id may be another study's by now: it is left alone.
+        """
+        words = self._retrying(
+            lambda: lost_words(self._database, self._study_id, self._stored.name)
+        )
+        if words is not None:
+            self._slot = None
+            raise StudyError(words)
 
     def _work(self) -> int:
         self._sweep()
@@ -166,8 +181,8 @@ class _Worker:
                 words = f"Worker {self._presence.worker} ends: its {grown}. A new one may start."
                 self._event("recycled", words)
                 self._show(message=grown)
-                return EXIT_RECYCLED
-        return EXIT_INTERRUPTED
+                return ExitCode.RECYCLED
+        return ExitCode.INTERRUPTED
 
     def _claim(self) -> Claimed:
         worker = self._presence.worker
@@ -201,7 +216,7 @@ class _Worker:
         if words is not None:
             log.warning("%s", words)
             self._show(message=words)
-        return EXIT_DONE
+        return ExitCode.DONE
 
     def _hold(self, slot: Slot, claimed: Claimed) -> Verdict | None:
         """Train a slot's trial and store what came of it; None where the slot was lost."""
@@ -232,8 +247,18 @@ class _Worker:
         if self._interrupted.now and (verdict.outcome == "failed" or verdict.trouble):
             # Libraries turn the interruption into errors of their own: the trial is not to blame.
             verdict = Verdict(None)
-        if trial is not None and verdict.twin is not None and verdict.twin.outcome is not None:
-            return self._reuse(slot, trial, verdict.twin)
+        if verdict.failure == "bug" and self._retrying(
+            lambda: is_first(self._database, self._study_id, slot.id)
+        ):
+            verdict = replace(verdict, outcome=None)  # it costs nothing: the search ends here
+        if (
+            trial is not None
+            and verdict.duplicate is not None
+            and verdict.duplicate.outcome is not None
+        ):
+            return self._reuse(slot, trial, verdict.duplicate)
+        if verdict.waits:
+            return verdict
         if trial is None or verdict.outcome is None:
             self._give_back(slot, verdict)
         else:
@@ -281,17 +306,18 @@ class _Worker:
             raise
         return trial
 
-    def _reuse(self, slot: Slot, trial: optuna.Trial, twin: Twin) -> Verdict:
+    def _reuse(self, slot: Slot, trial: optuna.Trial, duplicate: Duplicate) -> Verdict:
         """Give a trial the result of another with the same config."""
-        assert twin.outcome is not None
+        assert duplicate.outcome is not None
         verdict = Verdict(
-            twin.outcome,
-            value=twin.value,
-            best_epoch=twin.best_epoch,
-            reason=twin.reason,
-            failure="diverged" if twin.failure is not None else None,
+            duplicate.outcome,
+            value=duplicate.value,
+            best_epoch=duplicate.best_epoch,
+            reason=duplicate.reason,
+            failure="diverged" if duplicate.failure is not None else None,
+            duplicate=duplicate,
         )
-        points = self._retrying(lambda: curve_of_slot(self._database, twin.slot_id))
+        points = self._retrying(lambda: curve_of_slot(self._database, duplicate.slot_id))
         values = {point.epoch: point.metrics[self._study.metric] for point in points}
 
         def report() -> None:
@@ -304,7 +330,7 @@ class _Worker:
             trial,
             verdict,
             report,
-            lambda: settle_like(self._database, self._study_id, slot, twin),
+            lambda: settle_like(self._database, self._study_id, slot, duplicate),
         )
         return verdict
 
@@ -353,10 +379,23 @@ class _Worker:
         if verdict.outcome == "complete" and self._may_converge:
             worker = self._presence.worker
             self._retrying(lambda: stop_if_converged(self._database, self._stored, worker=worker))
+        if verdict.space_is_over is not None:
+            self._retrying(lambda: self._stop(verdict.space_is_over))
         if verdict.bug is None:
             return
         log.error("%s", verdict.bug)
         traceback = verdict.bug
+        if verdict.outcome is None:
+            worker = self._presence.worker
+            self._retrying(
+                lambda: set_control(
+                    self._database, self._study_id, "stop", traceback, worker=worker
+                )
+            )
+            raise StudyError(
+                f"The first trial of '{self._study.name}' failed, which cost no part of the "
+                f"budget: {verdict.reason}\nMend the study, then start it again."
+            )
         stopped = self._retrying(
             lambda: stop_after_bugs(
                 self._database,
@@ -371,6 +410,11 @@ class _Worker:
                 f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
                 "Mend the study, then start it again."
             )
+
+    def _stop(self, why: str | None) -> None:
+        """Let all workers finish what they train, and end; said once, whoever notices."""
+        worker = self._presence.worker
+        set_control(self._database, self._study_id, "stop", why, worker=worker, only_if="run")
 
     def _leave(self) -> None:
         """Give back what is held, and say that the worker ended."""

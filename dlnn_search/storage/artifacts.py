@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,13 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from dlnn_search.files import CHECKPOINT, CHECKPOINTS, latest_checkpoint, slot_path
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.place import lasting_name, place_of
 from dlnn_search.storage.schema import artifacts as table
 from dlnn_search.storage.schema import now, slots, studies
+from dlnn_search.storage.twins import TRAINED_ITSELF
 
-CHECKPOINTS = "checkpoints"
-#: What a settled trial's checkpoint is called. While it is trained each holder writes one of its
-#: own, `last-GENERATION.npz`, and the highest counts (`dlnn_search.training.checkpoint`).
-FILE = "last.npz"
-_GENERATION = re.compile(r"last(?:-(\d+))?\.npz", re.ASCII)
 CHUNK_BYTES = 2**20
 
 
@@ -40,24 +36,6 @@ class Artifact:
     path: str
     sha256: str
     size_bytes: int
-
-
-def slot_path(study_name: str, slot_number: int) -> str:
-    """Return where a slot's checkpoint lies within a files folder."""
-    return f"{CHECKPOINTS}/{study_name}/{slot_number}/{FILE}"
-
-
-def checkpoint_file(folder: Path) -> Path | None:
-    """Return a slot's latest checkpoint; None where it has none."""
-    with contextlib.suppress(OSError):
-        found = [
-            (int(match[1] or 0), path)
-            for path in folder.iterdir()
-            if (match := _GENERATION.fullmatch(path.name))
-        ]
-        if found:
-            return max(found)[1]
-    return None
 
 
 @dataclass(frozen=True)
@@ -83,6 +61,7 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
             sa.select(
                 studies.c.id,
                 studies.c.name,
+                studies.c.definition,
                 studies.c.definition["settings"]["direction"].as_string().label("direction"),
                 slots.c.number,
             )
@@ -93,11 +72,11 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
         best = connection.scalars(
             sa.select(slots.c.id)
             .where(slots.c.study_id == row.id, slots.c.outcome == "complete")
-            .where(slots.c.reused_from.is_(None))
+            .where(TRAINED_ITSELF)
             .order_by(order, slots.c.trial_number)
             .limit(keep)
         )
-        path = slot_path(row.name, row.number)
+        path = slot_path(lasting_name(row.name, row.definition), row.number)
         return Standing(row.id, path, tuple(best), tuple(artifacts_of(database, row.id)))
 
 
@@ -118,7 +97,9 @@ def settle_checkpoint(
     files = database.files
     found = found or standing_of(database, slot_id, keep)
     folder = (files / found.path).parent
-    file = checkpoint_file(folder) if slot_id in found.best else None
+    file = None
+    with contextlib.suppress(OSError):
+        file = latest_checkpoint(folder) if slot_id in found.best else None
     if file is not None:
         file.replace(files / found.path)
         _remove_others(folder)
@@ -183,7 +164,7 @@ def inside(files: Path, path: str) -> Path | None:
     """Return a file's path, unless it is no checkpoint's within the folder."""
     found = files / path
     parts = Path(path).parts
-    if len(parts) != 4 or parts[0] != CHECKPOINTS or ".." in parts or parts[3] != FILE:
+    if len(parts) != 4 or parts[0] != CHECKPOINTS or ".." in parts or parts[3] != CHECKPOINT:
         return None
     return found
 
@@ -200,6 +181,6 @@ def sha256_of(path: Path) -> str:
 def _remove_others(folder: Path) -> None:
     """Remove what earlier holders left: a checkpoint each, or one that a kill cut off."""
     for path in folder.iterdir():
-        if path.name != FILE:
+        if path.name != CHECKPOINT:
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.files import generations, latest_checkpoint, slot_path, written_whole
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import checkpoint_file, slot_path
 from dlnn_search.storage.backup_file import BackupReader, BackupWriter
 from dlnn_search.storage.backup_rows import StudyRows, check_row, read_study
 from dlnn_search.storage.backup_snapshot import snapshot
@@ -24,7 +23,7 @@ from dlnn_search.storage.backup_write import (
     write_studies,
 )
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.place import EARLIER_NAMES, place_of
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,10 @@ def restore(
             )
         others = reader.other_ledger() if only is None else []
         copies = [reader.read_study(number) for number in numbers]
-        if new_name is not None:
+        if new_name is not None:  # beside the first one it needs folders of its own
             copies[0].study["name"] = new_name
-        check_names(database, [copy.name for copy in copies])
+            copies[0].study["definition"].pop(EARLIER_NAMES, None)
+        check_names(database, [name for copy in copies for name in copy.names])
         copied, put = [], PutFiles(database.files)
         try:
             for number, copy in zip(numbers, copies, strict=True):
@@ -190,7 +190,7 @@ def _put_checkpoints(
             def write(file: Any, member: str = member) -> None:
                 reader.copy_member(member, file)
 
-            put.put(slot_path(copy.name, slot), write)
+            put.put(slot_path(copy.folder, slot), write)
     n_there = len(set(members) & set(wanted))
     n_lacking = forget_unreachable(copy, set(members))
     return Copied(copy.name, copy.counts(), n_there, n_lacking)
@@ -205,10 +205,16 @@ def checkpoints_of(copy: StudyRows, files: Path) -> dict[int, Path]:
     begun = {
         row["number"]
         for row in copy.rows["slots"]
-        if row["state"] == "open" and row.get("trial_number") is not None
+        if row["state"] in ("open", "waiting") and row.get("trial_number") is not None
     }
-    paths = {slot: files / slot_path(copy.name, slot) for slot in sorted(kept | begun)}
-    return {slot: checkpoint_file(path.parent) or path for slot, path in paths.items()}
+    paths = {slot: files / slot_path(copy.folder, slot) for slot in sorted(kept | begun)}
+    return {slot: _latest(path) for slot, path in paths.items()}
+
+
+def _latest(path: Path) -> Path:
+    with contextlib.suppress(OSError):
+        return latest_checkpoint(path.parent) or path
+    return path
 
 
 def forget_unreachable(copy: StudyRows, there: set[int]) -> int:
@@ -217,7 +223,8 @@ def forget_unreachable(copy: StudyRows, there: set[int]) -> int:
     n_lacking = len(copy.rows["artifacts"]) - len(artifacts)
     copy.rows["artifacts"] = artifacts
     for row in copy.rows["slots"]:
-        if row["state"] == "open" and "checkpoint_epoch" in row and row["number"] not in there:
+        is_to_go_on = row["state"] in ("open", "waiting")
+        if is_to_go_on and "checkpoint_epoch" in row and row["number"] not in there:
             del row["checkpoint_epoch"]
             n_lacking += 1
     return n_lacking
@@ -238,21 +245,16 @@ class PutFiles:
             StorageError: If the disk is full or cannot be written.
         """
         target = self.files / place
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        is_new = not target.exists()
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with written_whole(target) as partial, partial.open("wb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if not target.exists():
+            if is_new:
                 self._put.append(target)
-            partial.replace(target)
-            for path in target.parent.glob("last-*.npz"):  # of a study that is gone: it would count
-                path.unlink()
+            for generation, path in generations(target.parent).items():
+                if generation:  # of a study that is gone: it would count
+                    path.unlink()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             raise StorageError(f"Cannot write '{target}': {error.strerror or error}.") from error
 
     def copy(self, path: str, source: Path) -> bool:

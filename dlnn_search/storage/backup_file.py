@@ -25,7 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dlnn_search import __version__
 from dlnn_search.errors import StorageError, UsageError
 from dlnn_search.storage.backup_optuna import check_trial
-from dlnn_search.storage.backup_rows import TABLES, StudyRows, as_line, check_row, check_whole
+from dlnn_search.storage.backup_rows import (
+    STUDY_NAME,
+    TABLES,
+    StudyRows,
+    as_line,
+    bring_up,
+    check_row,
+    check_whole,
+)
 from dlnn_search.storage.schema import SCHEMA_VERSION
 
 FORMAT = "dlnn-search backup"
@@ -50,8 +58,6 @@ _NAME = re.compile(
     r"|studies/\d{1,5}/checkpoints/\d{1,9}\.npz",
     re.ASCII,
 )
-#: Study names, as `dlnn_search.study` has them: a folder's name.
-_STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -82,7 +88,7 @@ class Member(_Strict):
 class StudyEntry(_Strict):
     """One study of a backup: how many rows of each kind, and their sums."""
 
-    name: str = Field(pattern=f"^{_STUDY_NAME.pattern}$")
+    name: str = Field(pattern=f"^{STUDY_NAME.pattern}$")
     counts: dict[str, int]
     digests: dict[str, str]
 
@@ -254,6 +260,7 @@ class BackupReader:
             check_whole(copy)
             if copy.name != entry.name or copy.digests() != entry.digests:
                 raise ValueError(f"the rows of '{entry.name}' are not those of its manifest")
+            bring_up(copy)
             return copy
 
     def other_ledger(self) -> list[dict[str, Any]]:

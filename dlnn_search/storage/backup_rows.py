@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,12 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import Connection
 
-from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.errors import StorageError, StudyError, UsageError
+from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
 from dlnn_search.storage import schema
 from dlnn_search.storage.backup_optuna import read_optuna_study
-from dlnn_search.storage.budget import wall_used
+from dlnn_search.storage.budget import held_seconds, wall_used
+from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 
 Row = dict[str, Any]
 
@@ -39,6 +42,8 @@ TABLES: Mapping[str, tuple[sa.Table, frozenset[str]]] = {
     "ledger": (schema.ledger, frozenset({"id"})),
 }
 STUDY_COLUMNS_LEFT = frozenset({"id", "active_since", "moved_to"})
+#: Study names, as `dlnn_search.study` has them: a folder's name.
+STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 #: Numbers in place of ids.
 SLOT_REFERENCES = ("waits_for", "reused_from")
 
@@ -63,6 +68,16 @@ class StudyRows:
     def name(self) -> str:
         return str(self.study["name"])
 
+    @property
+    def folder(self) -> str:
+        """How its folders are called."""
+        return lasting_name(self.name, self.study["definition"])
+
+    @property
+    def names(self) -> list[str]:
+        """All that it was ever called."""
+        return [self.name, *self.study["definition"].get(EARLIER_NAMES, ())]
+
     def counts(self) -> dict[str, int]:
         """Return how many rows of each kind there are."""
         return {**{name: len(rows) for name, rows in self.rows.items()}, "trials": len(self.trials)}
@@ -83,19 +98,20 @@ def read_study(connection: Connection, storage: BaseStorage, name: str) -> Study
 
     Raises:
         UsageError: If there is no such study.
+        StudyError: If the trials of its slots are not among Optuna's.
     """
     found = connection.execute(sa.select(schema.studies).where(schema.studies.c.name == name))
     study = found.mappings().first()
     if study is None:
         raise UsageError(f"There is no study '{name}'.")
-    time = float(connection.execute(sa.select(schema.now())).scalar_one())
     used = connection.execute(
         sa.select(wall_used(study["id"])).where(schema.studies.c.id == study["id"])
     ).scalar_one()
     slots = schema.slots
     mine = slots.c.study_id == study["id"]
-    held = connection.execute(sa.select(slots).where(mine).order_by(slots.c.number)).mappings()
-    rows: dict[str, list[Row]] = {"slots": [_given_back(dict(row), time) for row in held]}
+    held_for = held_seconds().label("held_for")
+    found = connection.execute(sa.select(slots, held_for).where(mine).order_by(slots.c.number))
+    rows: dict[str, list[Row]] = {"slots": [_given_back(dict(row)) for row in found.mappings()]}
     numbers = {row["id"]: row["number"] for row in rows["slots"]}
     for name_, query in (
         (
@@ -107,12 +123,27 @@ def read_study(connection: Connection, storage: BaseStorage, name: str) -> Study
         ),
         ("events", _of_study(schema.events, study["id"])),
         ("artifacts", _of_study(schema.artifacts, study["id"])),
-        ("ledger", sa.select(schema.ledger).where(schema.ledger.c.study == name)),
+        (
+            "ledger",
+            sa.select(schema.ledger).where(
+                schema.ledger.c.study.in_([name, *study["definition"].get(EARLIER_NAMES, ())])
+            ),
+        ),
     ):
         if name_ == "ledger":
             query = query.order_by(schema.ledger.c.id)
         rows[name_] = [dict(row) for row in connection.execute(query).mappings()]
-    optuna_study, trials = read_optuna_study(storage, name)
+    optuna_study, trials, numbers_by_id = read_optuna_study(storage, name)
+    for row in rows["slots"]:
+        if (
+            row["trial_id"] is not None
+            and numbers_by_id.get(row["trial_id"]) != row["trial_number"]
+        ):
+            raise StudyError(
+                f"Trial {row['trial_number']} of the study '{name}' is gone from Optuna's tables: "
+                "another program deleted or renamed the study there. "
+                f"'dlnn-search status {name}' says what to do."
+            )
     return StudyRows(
         study=_study_row(dict(study), float(used)),
         rows={table: [_by_number(table, row, numbers) for row in rows[table]] for table in TABLES},
@@ -130,14 +161,9 @@ def _study_row(row: Row, wall_used_seconds: float) -> Row:
     return _whole({key: value for key, value in row.items() if key not in STUDY_COLUMNS_LEFT})
 
 
-def _given_back(row: Row, time: float) -> Row:
-    if row["state"] != "held":
-        return row
-    if row["claimed_at"] is not None:
-        row["spent_seconds"] += max(
-            0.0, min(time, row["lease_ends_at"] or time) - row["claimed_at"]
-        )
-    return {**row, "state": "open", "claimed_at": None}
+def _given_back(row: Row) -> Row:
+    row["spent_seconds"] += row.pop("held_for")
+    return {**row, "state": "open", "claimed_at": None} if row["state"] == "held" else row
 
 
 def _by_number(table: str, row: Row, numbers: Mapping[int, int]) -> Row:
@@ -213,17 +239,20 @@ def check_whole(copy: StudyRows) -> None:
     Raises:
         ValueError: If they do not.
     """
+    # Names become folders.
+    if not all(STUDY_NAME.fullmatch(str(name)) for name in copy.names):
+        raise ValueError("an earlier name of the study is no name")
     slots = [row["number"] for row in copy.rows["slots"]]
     if slots != sorted(set(slots)):
         raise ValueError("slots are not numbered one by one")
     known = set(slots)
     for row in copy.rows["slots"]:
-        if row["state"] not in ("open", "done"):
+        if row["state"] not in ("open", "waiting", "done"):
             raise ValueError(f"slot {row['number']} is '{row['state']}'")
         number = row.get("trial_number")
         if number is not None and not 0 <= number < len(copy.trials):
             raise ValueError(f"slot {row['number']} names a trial that is not there")
-        for key in ("waits_for", "reused_from"):
+        for key in SLOT_REFERENCES:
             if key in row and row[key] not in known:
                 raise ValueError(f"slot {row['number']} names a slot that is not there")
     for table in ("curves", "events", "artifacts"):
@@ -243,3 +272,18 @@ def check_whole(copy: StudyRows) -> None:
     for attributes in ("user_attrs", "system_attrs"):
         if not all(isinstance(key, str) for key in copy.optuna_study[attributes]):
             raise ValueError("Optuna's study has attributes without a name")
+
+
+def bring_up(copy: StudyRows) -> None:
+    """Bring rows of an older version's backup to this one's, as the migrations do with a database.
+
+    Version 3: a slot that waits is `waiting`, and a trial says whose result it has.
+    """
+    trial_of = {row["number"]: row.get("trial_number") for row in copy.rows["slots"]}
+    for row in copy.rows["slots"]:
+        if row["state"] == "open" and "waits_for" in row:
+            row |= {"state": "waiting", "waiting_reason": "duplicate"}
+        first = trial_of.get(row.get("reused_from"))
+        if first is not None and row.get("trial_number") is not None:
+            attributes = copy.trials[row["trial_number"]]["user_attrs"]
+            attributes.setdefault(DUPLICATE_ATTRIBUTE, first)

@@ -9,9 +9,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database, open_database, storage_errors
+from dlnn_search.storage.sqlite import connect_to_read
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def _copy_of_file(database: Database) -> Iterator[Database]:
         path = Path(folder) / "copy.db"
         with (
             storage_errors(database.url),
-            closing(sqlite3.connect(make_url(database.url).database or "")) as source,
+            closing(connect_to_read(database.url)) as source,
             closing(sqlite3.connect(path)) as target,
         ):
             source.backup(target)  # in one step: writers wait for none of it in WAL mode
@@ -45,7 +46,7 @@ def _copy_of_file(database: Database) -> Iterator[Database]:
 @contextmanager
 def _same_view(database: Database) -> Iterator[tuple[Database, Connection]]:
     """PostgreSQL lends a transaction's view to other transactions, Optuna's among them."""
-    reading = open_database(database.url, create=False)
+    reading = open_database(database.url, create=False, read_only=database.read_only)
     try:
         isolated = reading.engine.execution_options(isolation_level="REPEATABLE READ")
         with isolated.connect() as connection:

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.files import slot_path
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import slot_path
 from dlnn_search.storage.backup_optuna import (
     finish_optuna_study,
     remove_unfinished,
@@ -20,19 +20,22 @@ from dlnn_search.storage.backup_optuna import (
 )
 from dlnn_search.storage.backup_rows import SLOT_REFERENCES, TABLES, Row, StudyRows, read_study
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.place import EARLIER_NAMES
 
 #: Rows that one statement inserts.
 ROWS_AT_ONCE = 1_000
 
 
 def check_names(database: Database, names: Sequence[str]) -> None:
-    """Check that these names are free, in our tables and in Optuna's.
+    """Check that these names are free, in our tables (earlier names, too) and in Optuna's.
 
     Raises:
         UsageError: If one is taken.
     """
     with database.transaction() as connection:
-        ours = set(connection.execute(sa.select(schema.studies.c.name)).scalars())
+        ours: set[str] = set()
+        for row in connection.execute(sa.select(schema.studies)):
+            ours |= {row.name, *row.definition.get(EARLIER_NAMES, ())}
     with storage_errors(database.url):
         for name in names:
             theirs = remove_unfinished(database.optuna, name) if name not in ours else True
@@ -58,7 +61,7 @@ def write_studies(database: Database, copies: Sequence[StudyRows], place: str) -
         UsageError: If a name is taken.
         StorageError: If the database fails, or does not return what was written.
     """
-    check_names(database, [copy.name for copy in copies])
+    check_names(database, [name for copy in copies for name in copy.names])
     try:
         with storage_errors(database.url):
             ids = {
@@ -108,7 +111,7 @@ def _write_rows(
         rows = [_with_ids(row, study_id, slot_ids, table) for row in copy.rows[name]]
         if name == "artifacts":
             for row, plain in zip(rows, copy.rows[name], strict=True):
-                row |= {"place": place, "path": slot_path(copy.name, plain["slot"])}
+                row |= {"place": place, "path": slot_path(copy.folder, plain["slot"])}
         _insert(connection, table, rows)
     _add_openings(connection, copy.rows["ledger"])
 

@@ -228,14 +228,20 @@ def held_seconds() -> sa.ColumnElement[float]:
     )
 
 
-def spell_seconds(study_id: int) -> sa.ColumnElement[float]:
-    """Return how long slots have been held without a gap: until now, or the last lease's end."""
-    last = (
-        sa.select(sa.func.max(slots.c.lease_ends_at))
-        .where(slots.c.study_id == study_id, slots.c.state == "held")
-        .scalar_subquery()
-    )
-    until = earlier(sa.func.coalesce(last, studies.c.active_since), now())
+def spell_seconds(study_id: int, given_back_at: Any = None) -> sa.ColumnElement[float]:
+    """Return how long slots have been held without a gap: until now, or the last lease's end.
+
+    Args:
+        study_id: Whose.
+        given_back_at: Until when a slot was held that is not any more.
+    """
+    last = sa.select(sa.func.max(slots.c.lease_ends_at)).where(slots.c.study_id == study_id)
+    held = last.where(slots.c.state == "held").scalar_subquery()
+    # All slots are asked only where two gave back their last ones at once: each saw the other's.
+    known = [held, last.scalar_subquery(), studies.c.active_since]
+    if given_back_at is not None:
+        known = [sa.case((held > given_back_at, held), else_=given_back_at), *known]
+    until = earlier(sa.func.coalesce(*known), now())
     return sa.case(
         (
             sa.and_(studies.c.active_since.is_not(None), until > studies.c.active_since),
@@ -284,19 +290,19 @@ def time_is_up(study_id: int) -> sa.ColumnElement[int]:
 
 
 def begin_spell(connection: Connection, study_id: int) -> None:
-    """Let wall time run from now on, unless it does."""
+    """Let wall time run from now on, unless it does. `end_spell` comes before a lease is made."""
     connection.execute(_begin_spell(study_id))
 
 
-def end_spell(connection: Connection, study_id: int, *, by_crash: bool) -> None:
-    """Stop wall time where no slot is held any more.
+def end_spell(connection: Connection, study_id: int, given_back_at: float | None = None) -> None:
+    """Stop wall time where no slot is held any more: then when the last lease ended, not now.
 
     Args:
         connection: Of a transaction that is open.
         study_id: Whose.
-        by_crash: Whether time stopped at the end of the last lease instead of now.
+        given_back_at: Until when a slot was held that this transaction gave back.
     """
-    connection.execute(_end_spell(study_id, by_crash))
+    connection.execute(_end_spell(study_id), {"given_back_at": given_back_at})
 
 
 # Made once: that takes longer than to run them, and every claim and settlement does.
@@ -309,12 +315,12 @@ def _begin_spell(study_id: int) -> Any:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def _end_spell(study_id: int, by_crash: bool) -> Any:
+@functools.lru_cache(maxsize=16)
+def _end_spell(study_id: int) -> Any:
     alive = sa.exists().where(
         slots.c.study_id == study_id, slots.c.state == "held", slots.c.lease_ends_at > now()
     )
-    spell = spell_seconds(study_id) if by_crash else now() - studies.c.active_since
+    spell = spell_seconds(study_id, sa.bindparam("given_back_at", type_=sa.Float))
     return (
         studies.update()
         .where(studies.c.id == study_id, studies.c.active_since.is_not(None), ~alive)
@@ -332,5 +338,6 @@ def duration_words(seconds: float) -> str:
 
 
 def time_words(at: float) -> str:
-    """Return a moment as a date and time in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+    """Return a moment as this machine's clock shows it, and how far that is from UTC."""
+    words = time.strftime("%Y-%m-%d %H:%M UTC%z", time.localtime(at))
+    return f"{words[:-2]}:{words[-2:]}"

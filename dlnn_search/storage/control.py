@@ -18,7 +18,7 @@ from dlnn_search.errors import UsageError
 from dlnn_search.storage.budget import time_is_up
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import insert_event
-from dlnn_search.storage.schema import now, slots, studies
+from dlnn_search.storage.schema import curves, now, slots, studies
 
 Control = Literal["run", "pause", "stop", "stop_now"]
 
@@ -62,18 +62,20 @@ def set_control(
     reason: str | None = None,
     *,
     worker: str | None = None,
+    only_if: Control | None = None,
 ) -> bool:
     """Ask all workers of a study to do something, with an event that says so.
 
     Args:
         reason: Why, for whoever looks at the study; None says only what is asked.
         worker: Who asks, where a worker does.
+        only_if: What they must be asked to do before.
 
     Returns:
         Whether that changed anything.
     """
     with database.transaction() as connection:
-        return change_control(connection, study_id, control, reason, worker=worker)
+        return change_control(connection, study_id, control, reason, worker=worker, only_if=only_if)
 
 
 def change_control(
@@ -85,7 +87,7 @@ def change_control(
     worker: str | None = None,
     only_if: Control | None = None,
 ) -> bool:
-    """Do the same in a transaction that is open; `only_if` is what must hold before."""
+    """Do the same in a transaction that is open."""
     where = [studies.c.id == study_id, studies.c.control != control]
     if only_if is not None:
         where.append(studies.c.control == only_if)
@@ -137,6 +139,21 @@ def stop_after_bugs(
         if len(last) < n or any(failure != "bug" for failure in last):
             return False
         return change_control(connection, study_id, "stop", traceback, worker=worker, only_if="run")
+
+
+def is_first(database: Database, study_id: int, slot_id: int) -> bool:
+    """Whether no trial of a study has ended, and none but this slot's has trained an epoch.
+
+    Several workers that begin at once all have a first trial.
+    """
+    ended = sa.exists().where(slots.c.study_id == study_id, slots.c.state == "done")
+    trained = (
+        sa.exists()
+        .where(curves.c.slot_id == slots.c.id)
+        .where(slots.c.study_id == study_id, slots.c.id != slot_id)
+    )
+    with database.transaction() as connection:
+        return not connection.scalar(sa.select(sa.or_(ended, trained)))
 
 
 def orders(database: Database, study_id: int) -> Orders:

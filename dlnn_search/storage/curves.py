@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from dlnn_search.storage.claims import prolong
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.optuna_storage import INSERT
 from dlnn_search.storage.schema import curves as table
-from dlnn_search.storage.schema import events, now, slots, studies
+from dlnn_search.storage.schema import events, now, slots
 
 
 @dataclass(frozen=True)
@@ -168,16 +169,8 @@ def _touch(
     connection: Connection, slot_id: int, fence: int, place: str | None, epochs: int | None
 ) -> bool:
     """Renew the lease, which locks the slot's row: nobody claims it before the transaction ends."""
-    lease = sa.select(studies.c.lease_seconds).where(studies.c.id == slots.c.study_id)
-    values: dict[str, object] = {"lease_ends_at": now() + lease.scalar_subquery()}
-    if place is not None:
-        values |= {"checkpoint_place": place, "checkpoint_epoch": epochs}
-    held = connection.execute(
-        slots.update()
-        .where(slots.c.id == slot_id, slots.c.fence == fence, slots.c.state == "held")
-        .values(values)
-    )
-    return held.rowcount == 1
+    kept = {} if place is None else {"checkpoint_place": place, "checkpoint_epoch": epochs}
+    return prolong(connection, slot_id, fence, **kept)
 
 
 def _points(connection: Connection, slot_id: int) -> list[Point]:

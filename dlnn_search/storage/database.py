@@ -53,6 +53,7 @@ class Database:
         url: The database's address, password included: never print it, print `shown`.
         optuna: The storage for `optuna.load_study`.
         reach: For how long it has answered this process.
+        read_only: Whether nothing can be written through it.
     """
 
     url: str
@@ -61,6 +62,7 @@ class Database:
     #: Of each thread: the connection of `together`, while that is open.
     _open: threading.local = field(default_factory=threading.local)
     reach: Reach = field(default_factory=Reach, repr=False)
+    read_only: bool = False
 
     @property
     def engine(self) -> Engine:
@@ -317,7 +319,7 @@ def open_database(url: str, *, create: bool, read_only: bool = False) -> Databas
     tell_errors_at_their_source(storage.engine, url)
     if storage.engine.dialect.name == "sqlite":
         sqlite.lock_where_asked(storage.engine)
-    return Database(url, storage, sqlite.file_identity(url))
+    return Database(url, storage, sqlite.file_identity(url), read_only=read_only)
 
 
 def upgrade_database(url: str) -> tuple[int, int]:
@@ -370,7 +372,7 @@ def _engine_kwargs(url: str, read_only: bool = False) -> dict[str, Any]:
             "connect_args": settings,
         }
     if read_only:
-        return {"creator": lambda: sqlite.connect_to_read(url)}
+        return {"creator": lambda: sqlite.connect_to_read(url), "poolclass": sa.pool.NullPool}
     return {"connect_args": sqlite.connect_args()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,8 @@ from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StudyError, UsageError, did_you_mean
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.halves import KINDS, archive, linked_name, lost_words, n_optuna_trials
+from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import studies as table
 
@@ -22,6 +24,9 @@ from dlnn_search.storage.schema import studies as table
 MAX_DIFFERENCES = 12
 #: Part of what version 0.1 stored: trials are comparable whatever sampler suggested them.
 NOT_COMPARED = {"sampler"}
+#: Kept with a definition, and no part of what is compared: where the study's file lies.
+FILE = "file"
+#: A linked study is named after the one that its configs are from: `STUDY-confirm`.
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,28 @@ class StoredStudy:
     definition: dict[str, Any]
 
     @property
+    def earlier_names(self) -> list[str]:
+        """What it was called before it was renamed, the first name first."""
+        return list(self.definition.get(EARLIER_NAMES, ()))
+
+    @property
+    def lasting_name(self) -> str:
+        """Its first name, by which its folders are called and its samplers are seeded."""
+        return lasting_name(self.name, self.definition)
+
+    @property
+    def file(self) -> str | None:
+        """The study file that it was started from; None where an older version started it."""
+        return self.definition.get(FILE)
+
+    def named_now(self, name: str) -> str:
+        """Return the present name where an earlier one, or a linked study's of it, is given."""
+        for earlier in self.earlier_names:
+            if name in (earlier, *(linked_name(earlier, kind) for kind in KINDS)):
+                return self.name + name.removeprefix(earlier)
+        return name
+
+    @property
     def metric(self) -> str:
         return str(self.definition["settings"]["metric"])
 
@@ -46,12 +73,35 @@ class StoredStudy:
         return str(self.definition["settings"]["direction"])
 
 
-def register(database: Database, name: str, definition: dict[str, Any]) -> StoredStudy:
+def register(
+    database: Database,
+    name: str,
+    definition: dict[str, Any],
+    *,
+    fresh: bool = False,
+    file: str = "",
+    say: Callable[[str], None] = lambda words: None,
+) -> StoredStudy:
     """Store a study at its first start; later, check that it is still the same one.
 
+    A study that was edited, of whose trials none is complete or pruned, begins anew: what it had
+    is archived under another name.
+
+    Args:
+        database: Where.
+        name: The study's.
+        definition: As it is now.
+        fresh: Whether it begins anew in any case.
+        file: Where its study file lies, for whoever names the study alone.
+        say: Told under which name the trials so far are kept.
+
     Raises:
-        StudyError: If the study was edited since its first trial, with the lines that differ.
+        StudyError: If the study was edited since a trial came to its end, with the lines that
+            differ; or if it would begin anew while a worker holds one of its trials.
     """
+    _check_new(database, name)
+    if file:
+        definition = {**definition, FILE: file}
     # An IntegrityError says that it is stored already, perhaps a moment ago by another worker.
     with (
         storage_errors(database.url),
@@ -64,21 +114,37 @@ def register(database: Database, name: str, definition: dict[str, Any]) -> Store
     stored = find(database, name)
     _check_not_moved(database, stored)
     differences = _differences(stored.definition, definition)
-    if differences and not _has_trials(database, stored.id):
+    has_trials = _has_trials(database, stored.id)
+    if differences and not has_trials:
         # A study that has not begun may be mended, for example after its data were not found.
+        if stored.earlier_names:
+            definition = {**definition, EARLIER_NAMES: stored.earlier_names}
         with database.transaction() as connection:
             connection.execute(
                 table.update().where(table.c.id == stored.id).values(definition=definition)
             )
         return StoredStudy(stored.id, name, definition)
+    if has_trials and (fresh or (differences and not _has_results(database, stored.id))):
+        kept_as = archive(database, stored.id, name)
+        if kept_as is not None:
+            say(f"'{name}' begins anew. Its trials so far are kept: dlnn-search trials {kept_as}")
+        return register(database, name, definition, file=file, say=say)
     if differences:
         raise StudyError(
             f"The study '{name}' was edited after its first trial; trials of two definitions "
             "would not be comparable. What differs ('-' as stored, '+' as it is now):\n"
             + "\n".join(f"  {line}" for line in differences)
-            + "\nUndo the edit, or give the study another name (copy the file), "
-            "or start it in another database with --storage."
+            + "\nUndo the edit, begin anew with --fresh (the trials so far are kept under another "
+            "name), give the study another name (copy the file), or start it in another database "
+            "with --storage."
         )
+    if file and stored.file != file:  # moved meanwhile, or stored by an older version
+        definition = {**stored.definition, FILE: file}
+        with database.transaction() as connection:
+            connection.execute(
+                table.update().where(table.c.id == stored.id).values(definition=definition)
+            )
+        return StoredStudy(stored.id, name, definition)
     return stored
 
 
@@ -118,7 +184,7 @@ def check_data(database: Database, stored: StoredStudy, identity: Sequence[str])
         connection.execute(table.update().where(table.c.id == stored.id).values(name=stored.name))
         definition = connection.scalar(sa.select(table.c.definition).where(table.c.id == stored.id))
         known = None if definition is None else definition.get("pictures")
-        if known == list(identity):
+        if known is not None and _are_same(known, identity):
             return
         if known is None or not _has_trials_in(connection, stored.id):
             connection.execute(
@@ -132,8 +198,17 @@ def check_data(database: Database, stored: StoredStudy, identity: Sequence[str])
         "from; their results would not be comparable. What differs ('-' as stored, '+' as it is "
         "here):\n"
         + "\n".join(f"  {line}" for line in _changed(known, identity))
-        + "\nBring the same data to this machine ('dlnn-search data list' shows what it has), or "
-        "start the study in another database with --storage."
+        + "\nBring the same data to this machine ('dlnn-search data list' shows what it has), give "
+        "a loader of your own that draws at random a seed, or begin anew with --fresh (the trials "
+        "so far are kept under another name)."
+    )
+
+
+def _are_same(known: Sequence[str], identity: Sequence[str]) -> bool:
+    """Whether pictures are the same; an earlier version said less of a study's own ones."""
+    return len(known) == len(identity) and all(
+        new == old or new.startswith(f"{old}, all ")
+        for old, new in zip(known, identity, strict=True)
     )
 
 
@@ -144,7 +219,30 @@ def short_hash(definition: dict[str, Any]) -> str:
 
 
 def find(database: Database, name: str) -> StoredStudy:
-    """Return a stored study.
+    """Return a stored study that is whole.
+
+    Raises:
+        UsageError: If the database has none of that name.
+        StudyError: If another program deleted or renamed Optuna's half of it.
+    """
+    study = look_up(database, name)
+    check_whole(database, study)
+    return study
+
+
+def check_whole(database: Database, study: StoredStudy) -> None:
+    """Check that Optuna's tables hold the trials of a study.
+
+    Raises:
+        StudyError: If they do not, with the way out.
+    """
+    words = lost_words(database, study.id, study.name)
+    if words is not None:
+        raise StudyError(words)
+
+
+def look_up(database: Database, name: str) -> StoredStudy:
+    """Return what our tables hold of a study, whatever became of Optuna's half of it.
 
     Raises:
         UsageError: If the database has none of that name.
@@ -152,6 +250,7 @@ def find(database: Database, name: str) -> StoredStudy:
     known = {study.name: study for study in all_studies(database)}
     if name in known:
         return known[name]
+    check_not_renamed(name, known.values())
     hint = did_you_mean(name, known)
     if "Did you mean" not in hint:
         hint += f" Begin it with 'dlnn-search start {name}'."
@@ -163,6 +262,35 @@ def all_studies(database: Database) -> Sequence[StoredStudy]:
     with database.transaction() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.id)).all()
     return [StoredStudy(row.id, row.name, row.definition) for row in rows]
+
+
+def check_not_renamed(name: str, known: Iterable[StoredStudy]) -> None:
+    """Check that a name is none that a study had before it was renamed.
+
+    Raises:
+        UsageError: If it is, with the present name.
+    """
+    for study in known:
+        if name in study.earlier_names:
+            raise UsageError(
+                f"The study '{name}' was renamed to '{study.name}'. Name it so, or give a new "
+                "study another name (copy its file)."
+            )
+
+
+def _check_new(database: Database, name: str) -> None:
+    """Check that nothing of another study goes by a new study's name."""
+    known = all_studies(database)
+    if any(study.name == name for study in known):
+        return
+    check_not_renamed(name, known)
+    n_trials = n_optuna_trials(database, name)
+    if n_trials:
+        raise StudyError(
+            f"Optuna's tables in {database.shown} have a study '{name}' with {n_trials} trials "
+            "that dlnn-search knows nothing of. Delete it in the dashboard, or give the new study "
+            "another name (copy its file), or another database with --storage."
+        )
 
 
 def _check_not_moved(database: Database, study: StoredStudy) -> None:
@@ -181,6 +309,17 @@ def _has_trials(database: Database, study_id: int) -> bool:
         return _has_trials_in(connection, study_id)
 
 
+def _has_results(database: Database, study_id: int) -> bool:
+    """Whether a trial tells something of its config: others cannot be compared with failures."""
+    with database.transaction() as connection:
+        n_results = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(slots)
+            .where(slots.c.study_id == study_id, slots.c.outcome.in_(("complete", "pruned")))
+        )
+    return bool(n_results)
+
+
 def _has_trials_in(connection: Connection, study_id: int) -> bool:
     begun = connection.scalar(
         sa.select(sa.func.count())
@@ -193,8 +332,10 @@ def _has_trials_in(connection: Connection, study_id: int) -> bool:
 def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     def as_lines(definition: dict[str, Any]) -> list[str]:
         settings = definition["settings"]
+        # In one order: a backup has an object's keys sorted.
+        told = {key: json.dumps(settings[key], sort_keys=True) for key in settings}
         compared = sorted(settings.keys() - NOT_COMPARED)
-        return [f"{key} = {settings[key]}" for key in compared] + str(
+        return [f"{key} = {json.loads(told[key])}" for key in compared] + str(
             definition["code"]
         ).splitlines()
 

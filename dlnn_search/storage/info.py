@@ -10,6 +10,8 @@ from sqlalchemy.engine import Connection, make_url
 
 from dlnn_search.storage import schema
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import all_studies
+from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.sqlite import BUSY_SECONDS, network_file_system
 
 Facts = list[tuple[str, str]]
@@ -29,6 +31,10 @@ def describe(database: Database) -> Facts:
     version = database.optuna.get_current_version()
     facts.insert(-1, ("Optuna's tables", f"{version}, by Optuna {optuna.__version__}"))
     facts.append(("files", str(database.files)))
+    for study in all_studies(database):
+        lost = lost_words(database, study.id, study.name)
+        if lost is not None:
+            facts.append(("broken", lost))
     return facts
 
 

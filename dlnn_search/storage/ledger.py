@@ -6,10 +6,12 @@ import getpass
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, title_of
+from dlnn_search.config.seeds import is_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import ledger as table
 from dlnn_search.storage.schema import now
@@ -79,6 +81,43 @@ class LedgerEntry:
             )
 
 
+def earlier_tests(database: Database, config: Config) -> list[list[Opening]]:
+    """Return a config's completed openings, whatever their seeds: one list an evaluation."""
+    query = (
+        sa.select(table)
+        .where(table.c.data == title_of(config.data), table.c.closed_at.is_not(None))
+        .order_by(table.c.id)
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(query).mappings().all()
+    found: list[list[Opening]] = []
+    for row in rows:
+        if not is_same(config, row["config"], row["fingerprint"]):
+            continue
+        seed = row["seed"]
+        if not found or any(
+            one.seed == seed or is_of("test", one.seed) != is_of("test", seed) for one in found[-1]
+        ):
+            found.append([])
+        found[-1].append(_opening(row))
+    return found
+
+
+def is_same(config: Config, plain: Mapping[str, Any], fingerprint: str) -> bool:
+    """Whether a stored config is this one, but for its seed and what `auto` precision became.
+
+    Args:
+        config: This one.
+        plain: The stored one, as plain data.
+        fingerprint: Of the stored one.
+    """
+    wanted = config.training.precision
+    precision = plain["training"]["precision"] if wanted == "auto" else wanted
+    changes = {"seed": plain["training"]["seed"], "precision": precision}
+    training = config.training.model_copy(update=changes)
+    return config.model_copy(update={"training": training}).fingerprint() == fingerprint
+
+
 def openings(database: Database, fingerprint: str | None = None) -> Sequence[Opening]:
     """Return every recorded opening, oldest first, or those of one config."""
     query = sa.select(table).order_by(table.c.id)
@@ -86,8 +125,11 @@ def openings(database: Database, fingerprint: str | None = None) -> Sequence[Ope
         query = query.where(table.c.fingerprint == fingerprint)
     with database.transaction() as connection:
         rows = connection.execute(query).mappings().all()
-    names = Opening.__dataclass_fields__
-    return [Opening(**{name: row[name] for name in names}) for row in rows]
+    return [_opening(row) for row in rows]
+
+
+def _opening(row: Mapping[Any, Any]) -> Opening:
+    return Opening(**{name: row[name] for name in Opening.__dataclass_fields__})
 
 
 def _user() -> str:

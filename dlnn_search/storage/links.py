@@ -9,10 +9,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.halves import Kind, linked_name
 from dlnn_search.storage.schema import slots, studies
 
 #: Tells of a config in plain data what makes it this one.
 Identity = Callable[[dict[str, Any]], str]
+
+
+def linked(database: Database, parent: StoredStudy, kind: Kind) -> StoredStudy | None:
+    """Return a study's linked study, if it has one."""
+    name = linked_name(parent.name, kind)
+    return next((stored for stored in all_studies(database) if stored.name == name), None)
 
 
 def set_parent(database: Database, study_id: int, parent: str) -> None:
@@ -35,6 +43,44 @@ def first_config(database: Database, study_id: int) -> dict[str, Any] | None:
             .where(slots.c.study_id == study_id, slots.c.number == 0)
             .limit(1)
         )
+
+
+def seeds_of(database: Database, study_ids: Sequence[int]) -> list[int]:
+    """Return the seeds that studies' trials were trained with, in their order, each once."""
+    seed = slots.c.config["training"]["seed"].as_string()
+    with database.transaction() as connection:
+        rows = connection.execute(
+            sa.select(seed.label("its_seed"), sa.func.min(slots.c.number).label("first"))
+            .where(slots.c.study_id.in_(study_ids), seed.is_not(None))
+            .group_by("its_seed")
+            .order_by("first")
+        ).all()
+    return [int(row[0]) for row in rows]
+
+
+def family_of(database: Database, name: str) -> list[int]:
+    """Return a study with all that are linked with it; nothing where it is not known here."""
+    with database.transaction() as connection:
+        parent = connection.scalar(
+            sa.select(sa.func.coalesce(studies.c.parent, studies.c.name)).where(
+                studies.c.name == name
+            )
+        )
+        query = sa.select(studies.c.id).where(
+            sa.or_(studies.c.name == parent, studies.c.parent == parent)
+        )
+        return list(connection.scalars(query))
+
+
+def seed_of_trial(database: Database, study_id: int, trial: int) -> int | None:
+    """Return the seed that a study's trial was trained with; None where it has no such trial."""
+    with database.transaction() as connection:
+        config = connection.scalar(
+            sa.select(slots.c.config).where(
+                slots.c.study_id == study_id, slots.c.trial_number == trial
+            )
+        )
+    return None if config is None else int(config["training"]["seed"])
 
 
 def add_given(

@@ -9,7 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.budget import held_seconds
+from dlnn_search.storage.budget import end_spell
+from dlnn_search.storage.claims import end_holds, hold_ended
 from dlnn_search.storage.events import insert_event
 from dlnn_search.storage.schema import now, slots, studies, workers
 
@@ -28,7 +29,8 @@ def open_expired(connection: Connection, study_id: int, answered_seconds: float)
         answered_seconds: For how long the database has answered this process. Less than a lease,
             and a living worker may not have been able to renew its own yet: nothing is opened.
     """
-    rows = connection.execute(_open_expired(study_id), {"answered": answered_seconds}).all()
+    end_spell(connection, study_id)  # whether any is opened or not
+    rows = end_holds(connection, _open_expired(study_id), {"answered": answered_seconds})
     _tell(connection, study_id, rows, "made no progress until its lease ended")
     return len(rows)
 
@@ -39,7 +41,7 @@ def open_of_dead(connection: Connection, study_id: int, worker: str, *, is_loss:
     Its fence is raised at once: should it live after all, it has lost the slot all the same.
     """
     held = sa.and_(slots.c.study_id == study_id, slots.c.worker == worker)
-    rows = connection.execute(_open(held, is_loss, fence=slots.c.fence + 1)).all()
+    rows = end_holds(connection, _open(held, is_loss, fence=slots.c.fence + 1))
     if is_loss:
         _tell(connection, study_id, rows, "died")
     connection.execute(
@@ -62,19 +64,8 @@ def _open_expired(study_id: int) -> Any:
 
 
 def _open(where: sa.ColumnElement[bool], is_loss: bool, **values: Any) -> Any:
-    return (
-        slots.update()
-        .where(where, slots.c.state == "held")
-        .values(
-            state="open",  # its loser's name stays until the next claim
-            lease_ends_at=None,
-            claimed_at=None,
-            spent_seconds=slots.c.spent_seconds + held_seconds(),
-            losses=slots.c.losses + int(is_loss),
-            **values,
-        )
-        .returning(slots.c.id, slots.c.number, slots.c.trial_number, slots.c.worker, slots.c.losses)
-    )
+    # Its loser's name stays until the next claim.
+    return hold_ended(where, state="open", losses=slots.c.losses + int(is_loss), **values)
 
 
 def _tell(connection: Connection, study_id: int, rows: Sequence[Any], how: str) -> None:

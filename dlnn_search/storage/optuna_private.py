@@ -43,6 +43,16 @@ class JointStorage(RDBStorage):
             session.close()
             session.bind, session.join_transaction_mode = self.engine, "conditional_savepoint"
 
+    def rename_study(self, study_id: int, name: str) -> None:
+        """Give a study another name; its trials keep their ids.
+
+        Raises:
+            KeyError: If there is no such study.
+        """
+        with _create_scoped_session(self.scoped_session) as session:
+            study: Any = models.StudyModel.find_or_raise_by_id(study_id, session)
+            study.study_name = name
+
     def set_trial_params(self, trial_id: int, params: Mapping[str, Param]) -> None:
         """Store parameters in one go; those that are there already stay.
 

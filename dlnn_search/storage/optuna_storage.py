@@ -36,6 +36,14 @@ def rdb_storage(url: str, **settings: Any) -> RDBStorage:
     return JointStorage(url, **settings)
 
 
+def rename_within(storage: RDBStorage, study_id: int, name: str) -> None:
+    """Rename a study within our transaction, which Optuna joins; its trials keep their ids."""
+    from dlnn_search.storage.optuna_private import JointStorage
+
+    assert isinstance(storage, JointStorage)
+    storage.rename_study(study_id, name)
+
+
 def trial_storage(storage: RDBStorage) -> TrialStorage:
     """Return what a worker puts around the storage that `rdb_storage` made."""
     if type(storage) is not RDBStorage:
@@ -46,7 +54,7 @@ def trial_storage(storage: RDBStorage) -> TrialStorage:
     return TrialStorage(remembering(storage))
 
 
-def remembering(storage: RDBStorage) -> BaseStorage:
+def remembering(storage: BaseStorage) -> BaseStorage:
     """Return a storage with Optuna's memory of finished trials, which never change.
 
     Where this Optuna hides it, all trials are read each time.
@@ -118,13 +126,15 @@ class TrialStorage(_PassingOn):
     def gathering(self, trial_id: int) -> Iterator[None]:
         """Keep the parameters that a space suggests meanwhile, for `write_gathered`.
 
-        Where the space fails, they are written.
+        Where the space fails, they are written; where it refuses them, they are as they were.
         """
         if trial_id != self._gathered_of:
             self._gathered_of, self._gathered = trial_id, {}
         self._is_gathering = True
         try:
             yield
+        except optuna.TrialPruned:
+            raise
         except BaseException:
             self.write_gathered(trial_id)
             raise
@@ -135,6 +145,11 @@ class TrialStorage(_PassingOn):
         """Write what was gathered for a trial; harmless where that was done."""
         if trial_id == self._gathered_of and self._gathered:
             self.set_trial_params(trial_id, self._gathered)
+
+    def drop_gathered(self, trial_id: int) -> None:
+        """Drop what was gathered for a trial: it shall be asked for other parameters."""
+        if trial_id == self._gathered_of:
+            self._gathered_of, self._gathered = None, {}
 
     def set_trial_param(
         self,

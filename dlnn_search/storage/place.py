@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dlnn_search.errors import StorageError
 
@@ -41,3 +43,12 @@ def place_of(folder: Path) -> str:
             "a new one is made, and trials that were begun here start over."
         )
     return name
+
+
+#: In a stored definition: what the study was called before it was renamed, the first name first.
+EARLIER_NAMES = "earlier_names"
+
+
+def lasting_name(name: str, definition: Mapping[str, Any]) -> str:
+    """Return a study's first name: its folders keep it when the study is renamed."""
+    return str((definition.get(EARLIER_NAMES) or [name])[0])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
+import subprocess
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,12 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import workers as table
 
+#: A worker that was silent for longer is taken for gone, unless it still holds a lease.
+SILENT_SECONDS = 150.0
 #: How much two readings of one process's start may differ.
 CLOCK_SECONDS = 2.0
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux
+SYSCTL = Path("/usr/sbin/sysctl")  # macOS
 
 
 class Presence:
@@ -44,7 +51,7 @@ class Presence:
                     id=self.worker,
                     study_id=study_id,
                     host=socket.gethostname(),
-                    processes=process_space(),
+                    processes=f"{process_space()} {process_mark().split()[1]}",
                     pid=os.getpid(),
                     state="starting",
                     seen_at=now(),
@@ -93,13 +100,33 @@ def dead_workers(database: Database, study_id: int) -> list[str]:
 
     Their leases would end by themselves; a start after a crash need not wait for that.
     """
+    return [row.id for row, is_alive in _workers_here(database, study_id) if not is_alive]
+
+
+def searching(database: Database, study_id: int) -> list[str]:
+    """Return the host of each worker that is at a study, or holds a slot of it, on any machine."""
+    dead = dead_workers(database, study_id)
     with database.transaction() as connection:
-        rows = connection.execute(
-            sa.select(table.c.id, table.c.pid)
-            .where(table.c.study_id == study_id, table.c.state != "stopped")
-            .where(table.c.processes == process_space())
+        present = connection.execute(
+            sa.select(table.c.id, table.c.host).where(
+                table.c.study_id == study_id,
+                table.c.state != "stopped",
+                table.c.id.not_in(dead),
+                # A worker of this machine that is alive may only sleep.
+                sa.or_(
+                    table.c.seen_at > now() - SILENT_SECONDS,
+                    table.c.processes == process_space(),
+                ),
+            )
         ).all()
-    return [row.id for row in rows if not _is_alive(row.pid)]
+        holders = connection.execute(
+            sa.select(slots.c.worker, table.c.host)
+            .outerjoin(table, table.c.id == slots.c.worker)
+            .where(slots.c.study_id == study_id, slots.c.state == "held")
+            .where(slots.c.lease_ends_at >= now(), slots.c.worker.not_in(dead))
+        ).all()
+    hosts = {row.worker: row.host or "an unknown machine" for row in holders}
+    return list((hosts | {row.id: row.host for row in present}).values())
 
 
 @dataclass(frozen=True)
@@ -115,18 +142,16 @@ def orphans(database: Database, study_id: int) -> list[Orphan]:
     """Return the living workers of this machine's present run that nobody looks after."""
     return [
         Orphan(row.id, row.pid, row.gpu)
-        for row in _living(database, study_id)
-        if row.supervisor is not None
-        and not _is_marked(row.supervisor)
-        and _is_named(row.pid, row.id)
+        for row, is_alive in _workers_here(database, study_id)
+        if is_alive and row.supervisor is not None and not _is_marked(row.supervisor)
     ]
 
 
 def looked_after(database: Database, study_id: int) -> dict[int, int]:
     """Return how many living workers each living supervisor has here, by its process number."""
     counts: dict[int, int] = {}
-    for row in _living(database, study_id):
-        if row.supervisor is not None and _is_marked(row.supervisor):
+    for row, is_alive in _workers_here(database, study_id):
+        if is_alive and row.supervisor is not None and _is_marked(row.supervisor):
             pid = int(row.supervisor.split()[0])
             counts[pid] = counts.get(pid, 0) + 1
     return counts
@@ -153,32 +178,45 @@ def worker_logs(database: Database, study_id: int) -> list[WorkerLog]:
 
 
 def process_mark(pid: int | None = None) -> str:
-    """Return a process's number and start, which no later process shares."""
+    """Return a process's number and start, which no later process shares.
+
+    The start is in seconds after the boot: clocks are set while processes run.
+    """
     process = psutil.Process(pid)
-    return f"{process.pid} {process.create_time():.0f}"
+    return f"{process.pid} {process.create_time() - psutil.boot_time():.1f}"
 
 
-def _living(database: Database, study_id: int) -> list[sa.Row[Any]]:
+def _workers_here(database: Database, study_id: int) -> list[tuple[sa.Row[Any], bool]]:
+    """Return the workers of this machine's present run, and whether each is alive."""
     with database.transaction() as connection:
         rows = connection.execute(
             sa.select(table)
             .where(table.c.study_id == study_id, table.c.state != "stopped")
-            .where(table.c.processes == process_space())
             .order_by(table.c.id)
         ).all()
-    return [row for row in rows if _is_alive(row.pid)]
+    here, earlier = process_space(), _process_space(str(round(psutil.boot_time())))
+    found = []
+    for row in rows:
+        space, _, start = row.processes.rpartition(" ")
+        if space == here:
+            found.append((row, _is_marked(f"{row.pid} {start}")))
+        elif row.processes == earlier:  # dlnn-search 0.1 noted no start, and when the boot was
+            is_alive = _is_alive(row.pid) if row.supervisor is None else _is_named(row.pid, row.id)
+            found.append((row, is_alive))
+    return found
 
 
 def _is_marked(mark: str) -> bool:
     """Whether the process that `process_mark` named is alive."""
-    pid, _, start = mark.partition(" ")
+    pid, start = mark.split()
     if not _is_alive(int(pid)):
         return False
+    since = psutil.boot_time() if float(start) < 1e9 else 0.0  # dlnn-search 0.1: since 1970
     try:
-        # The clock may be set meanwhile, which the system reckons from.
-        return abs(psutil.Process(int(pid)).create_time() - float(start)) <= CLOCK_SECONDS
+        began = psutil.Process(int(pid)).create_time() - since
     except psutil.NoSuchProcess:
         return False
+    return abs(began - float(start)) <= CLOCK_SECONDS
 
 
 def _is_named(pid: int, worker: str) -> bool:
@@ -198,11 +236,27 @@ def _is_alive(pid: int) -> bool:
 
 def process_space() -> str:
     """Name what a process number is counted in: a host's run since its boot, or a container."""
+    return _process_space(_boot())
+
+
+def _process_space(boot: str) -> str:
     try:
         inside = Path("/proc/self/ns/pid").readlink()
     except OSError:  # not Linux: no containers of this kind
         inside = Path()
-    return f"{socket.gethostname()[:60]} {round(psutil.boot_time())} {inside}"
+    return f"{socket.gethostname()[:60]} {boot} {inside}"
+
+
+@functools.cache
+def _boot() -> str:
+    """Name this machine's run since its boot; when that was depends on how the clock is set."""
+    with suppress(OSError):
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    asking = [str(SYSCTL), "-n", "kern.bootsessionuuid"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(asking, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    return str(round(psutil.boot_time()))
 
 
 def new_worker_name() -> str:

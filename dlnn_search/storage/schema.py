@@ -23,7 +23,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -66,28 +66,30 @@ slots = Table(
     Column("id", Integer, primary_key=True),
     Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
     Column("number", Integer, nullable=False),
-    Column("state", String(8), nullable=False),  # open, held, done
+    Column("state", String(8), nullable=False),  # open, held, waiting, done
     Column("fence", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
     Column("memory_failures", Integer, nullable=False, server_default="0"),
     Column("worker", String(128)),  # its holder; of an open slot, who lost it
     Column("claim_token", String(32)),  # finds a claim again whose answer was lost
-    Column("lease_ends_at", Float),
+    Column("lease_ends_at", Float),  # of a slot that is not held: when it was given back
     Column("trial_id", Integer),
     Column("trial_number", Integer),
     Column("config", JSON),
     Column("outcome", String(16)),  # complete, pruned, failed
     Column("value", Float),
     Column("best_epoch", Integer),
-    Column("failure", String(16)),  # diverged, out_of_memory, lost, bug; NULL unless failed
+    Column("failure", String(16)),  # a `failures.Kind`; NULL unless failed
     Column("reason", Text),
     Column("note", Text),  # what a reader of the trial should know, such as that it started over
     Column("told", Integer, nullable=False),  # 1 when Optuna's trial has the outcome
     Column("claimed_at", Float),
     Column("settled_at", Float),
-    Column("spent_seconds", Float, nullable=False, server_default="0"),  # by earlier holders
+    Column("spent_seconds", Float, nullable=False, server_default="0"),  # of earlier holds
     Column("fingerprint", String(32)),  # of the config, to find one that was trained already
-    Column("waits_for", Integer),  # the slot that trains the same config just now
+    # Why it waits: duplicate (its config is trained just now), space (all that it drew are).
+    Column("waiting_reason", String(16)),
+    Column("waits_for", Integer),  # the slot that is to be settled first
     Column("reused_from", Integer),  # the slot whose result this one has
     Column("checkpoint_place", String(255)),  # which files folder holds its checkpoint
     Column("checkpoint_epoch", Integer),
@@ -128,7 +130,7 @@ workers = Table(
     Column("id", String(128), primary_key=True),
     Column("study_id", ForeignKey("dlnn_studies.id", ondelete="CASCADE"), nullable=False),
     Column("host", String(255), nullable=False),
-    Column("processes", String(128), nullable=False),
+    Column("processes", String(128), nullable=False),  # what its pid is counted in, its start
     Column("pid", Integer, nullable=False),
     # starting, training, waiting, paused, troubled (no data, disk or database), stopped
     Column("state", String(16), nullable=False),
@@ -139,7 +141,7 @@ workers = Table(
     Column("threads", Integer),
     Column("memory_bytes", BigInteger),
     Column("log", Text),  # its log's path on its host
-    Column("supervisor", String(64)),  # "pid start-time" of who looks after it; NULL: nobody
+    Column("supervisor", String(64)),  # "pid start" of who looks after it; NULL: nobody
     Column("slot_id", Integer),
     Column("trial_number", Integer),
     Column("epoch", Integer),

@@ -20,12 +20,18 @@ from sqlalchemy.engine import Connection, RowMapping
 from dlnn_search.errors import DlnnSearchError
 from dlnn_search.storage.budget import (
     begin_spell,
-    end_spell,
     extend_slots,
-    held_seconds,
     lock_study,
 )
-from dlnn_search.storage.claims import HELD, OPEN, claim_statement, lease_end
+from dlnn_search.storage.claims import (
+    HELD,
+    OPEN,
+    WAITING,
+    claim_statement,
+    end_holds,
+    hold_ended,
+    prolong,
+)
 from dlnn_search.storage.control import Orders, read_orders
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.events import insert_event
@@ -82,11 +88,16 @@ class Settled:
     failure: str | None
     reason: str | None
     best_epoch: int | None
+    duplicate_of: int | None
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a slot: `outcome` is None until it is settled."""
+    """What became of a slot: `outcome` is None until it is settled.
+
+    Attributes:
+        duplicate_of: The number of the trial whose result it has, if it has another's.
+    """
 
     number: int
     state: str
@@ -95,6 +106,7 @@ class Fate:
     value: float | None
     failure: str | None
     reason: str | None
+    duplicate_of: int | None
 
 
 class Slots:
@@ -122,7 +134,7 @@ class Slots:
         """Claim a slot in one statement: a begun one first, then the lowest number.
 
         The statement asks for everything that must hold: the study runs, no budget of time is
-        used up, the slot is open, and it does not wait for another that trains the same config.
+        used up, the slot is open, or what it waited for has come.
         Slots whose lease ran out are opened before, unless the database was away a moment ago.
 
         Args:
@@ -143,7 +155,6 @@ class Slots:
         with self._database.transaction() as connection:
             row = connection.execute(mine).mappings().first() if token and again else None
             if row is None:
-                end_spell(connection, self._study_id, by_crash=True)
                 open_expired(connection, self._study_id, self._database.reach.seconds)
                 found = connection.execute(
                     claim_statement(self._study_id),
@@ -161,9 +172,7 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            _write_held(
-                connection, self._study_id, slot, trial_id=trial_id, trial_number=trial_number
-            )
+            write_held(connection, slot, trial_id=trial_id, trial_number=trial_number)
 
     def trial_of(self, slot: Slot) -> int | None:
         """Return Optuna's id of the trial that the slot's present holder fills it with."""
@@ -189,7 +198,7 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            _write_held(connection, self._study_id, slot)
+            write_held(connection, slot)
             # Another worker may have ended the spell in the moment of this one's claim.
             begin_spell(connection, self._study_id)
             orders = read_orders(connection, self._study_id)
@@ -227,7 +236,6 @@ class Slots:
                 )
                 if kind is not None:
                     self._event(connection, slot, kind, reason or failure or "")
-                end_spell(connection, self._study_id, by_crash=False)
 
     def release(self, slot: Slot, *, failure: str | None = None, reason: str | None = None) -> None:
         """Give the slot back unsettled; the next holder goes on from the last checkpoint.
@@ -241,23 +249,13 @@ class Slots:
             LostLeaseError: If another worker holds the slot.
         """
         with self._database.transaction() as connection:
-            changed = connection.execute(
-                _held_by(slot).values(
-                    state="open",
-                    worker=None,
-                    lease_ends_at=None,
-                    claimed_at=None,
-                    spent_seconds=table.c.spent_seconds + held_seconds(),
-                    memory_failures=table.c.memory_failures + int(failure == "out_of_memory"),
-                )
-            )
-            if changed.rowcount != 1:
-                if not _is_as(connection, slot, state="open"):
+            n_memory = table.c.memory_failures + int(failure == "out_of_memory")
+            if not end_hold(connection, slot, state="open", memory_failures=n_memory):
+                if not any(_is_as(connection, slot, state=state) for state in ("open", "waiting")):
                     raise _lost(slot)
                 return
             if failure is not None:
                 self._event(connection, slot, failure, reason or failure)
-            end_spell(connection, self._study_id, by_crash=False)
 
     def release_of_dead(self, worker: str, *, is_loss: bool = True) -> None:
         """Open what a worker held that is known to have died.
@@ -268,12 +266,10 @@ class Slots:
         """
         with self._database.transaction() as connection:
             open_of_dead(connection, self._study_id, worker, is_loss=is_loss)
-            end_spell(connection, self._study_id, by_crash=False)
 
     def open_expired(self) -> None:
         """Open the slots whose lease ran out, each a loss, for a study that nobody claims in."""
         with self._database.transaction() as connection:
-            end_spell(connection, self._study_id, by_crash=True)
             open_expired(connection, self._study_id, self._database.reach.seconds)
 
     def untold(self) -> Sequence[Settled]:
@@ -288,6 +284,7 @@ class Slots:
                     table.c.failure,
                     table.c.reason,
                     table.c.best_epoch,
+                    _duplicate_of(),
                 )
                 .where(table.c.study_id == self._study_id, table.c.state == "done")
                 .where(table.c.told == 0, table.c.trial_id.is_not(None))
@@ -296,12 +293,12 @@ class Slots:
 
     def fates(self, numbers: Sequence[int]) -> dict[int, Fate]:
         """Return what became of some slots, by number; those that do not exist are left out."""
-        columns = [table.c[field.name] for field in fields(Fate)]
-        query = sa.select(*columns).where(
+        columns = [table.c[field.name] for field in fields(Fate) if field.name in table.c]
+        query = sa.select(*columns, _duplicate_of().label("duplicate_of")).where(
             table.c.study_id == self._study_id, table.c.number.in_(numbers)
         )
         with self._database.transaction() as connection:
-            return {row.number: Fate(*row) for row in connection.execute(query)}
+            return {row.number: Fate(**row) for row in connection.execute(query).mappings()}
 
     def mark_told(self, slot_id: int) -> None:
         """Note that Optuna's trial has the slot's outcome."""
@@ -314,7 +311,7 @@ class Slots:
             unsettled = connection.scalar(
                 sa.select(table.c.id)
                 .where(table.c.study_id == self._study_id)
-                .where(sa.or_(OPEN, HELD))
+                .where(sa.or_(OPEN, HELD, WAITING))
                 .limit(1)
             )
         return unsettled is None
@@ -345,33 +342,34 @@ def settle_held(connection: Connection, slot: Slot, outcome: Outcome, **values: 
     Raises:
         LostLeaseError: If another worker holds the slot, or it has another outcome.
     """
-    changed = connection.execute(
-        _held_by(slot).values(
-            state="done",
-            worker=None,
-            lease_ends_at=None,
-            claimed_at=None,
-            settled_at=now(),
-            spent_seconds=table.c.spent_seconds + held_seconds(),
-            outcome=outcome,
-            **values,
-        )
-    )
-    if changed.rowcount == 1:
+    if end_hold(connection, slot, state="done", settled_at=now(), outcome=outcome, **values):
         return True
     if not _is_as(connection, slot, state="done", outcome=outcome):
         raise _lost(slot)
     return False
 
 
-def _held_by(slot: Slot) -> Any:
-    return table.update().where(table.c.id == slot.id, table.c.fence == slot.fence, HELD)
+def end_hold(connection: Connection, slot: Slot, **values: Any) -> bool:
+    """Let a holder give its slot up in a transaction that is open; False where it had lost it."""
+    mine = sa.and_(table.c.id == slot.id, table.c.fence == slot.fence)
+    return len(end_holds(connection, hold_ended(mine, worker=None, **values))) == 1
 
 
-def _write_held(connection: Connection, study_id: int, slot: Slot, **values: Any) -> None:
-    changed = connection.execute(_held_by(slot).values(lease_ends_at=lease_end(study_id), **values))
-    if changed.rowcount != 1:
+def write_held(connection: Connection, slot: Slot, **values: Any) -> None:
+    """Renew a holder's lease, and write values with it, in a transaction that is open.
+
+    Raises:
+        LostLeaseError: If another worker holds the slot.
+    """
+    if not prolong(connection, slot.id, slot.fence, **values):
         raise _lost(slot)
+
+
+def _duplicate_of() -> sa.ScalarSelect[int]:
+    first = table.alias()
+    return (
+        sa.select(first.c.trial_number).where(first.c.id == table.c.reused_from).scalar_subquery()
+    )
 
 
 def _is_as(connection: Connection, slot: Slot, **values: Any) -> bool:

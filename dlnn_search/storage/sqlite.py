@@ -49,10 +49,46 @@ def connect_args() -> dict[str, Any]:
 
 
 def connect_to_read(url: str) -> sqlite3.Connection:
-    """Return a connection that cannot write; SQLAlchemy's pools hand it from thread to thread."""
-    path = quote(str(Path(make_url(url).database or "")))
+    """Return a connection that cannot write, also to a file in a folder that cannot be written.
+
+    A file with a write-ahead log is read with the help of `FILE-shm`, which every reader shares
+    and the first one makes. Where it can be neither found nor made, no writer is at work
+    (it would have one), and without a log the file alone holds all that there is: `immutable`
+    reads it so. Such a connection sees no writer that comes later: keep it for one transaction.
+
+    Raises:
+        StorageError: If a log holds changes that cannot be read.
+    """
+    path = Path(make_url(url).database or "")
+    connection = _connect_to_read(path, "mode=ro")
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        return connection
+    except sqlite3.OperationalError as error:
+        connection.close()
+        is_refused = error.sqlite_errorcode & 0xFF in (
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_READONLY,
+        )
+        if not is_refused or path.with_name(f"{path.name}-shm").exists():
+            raise
+    except BaseException:
+        connection.close()
+        raise
+    log_file = path.with_name(f"{path.name}-wal")
+    if log_file.exists() and log_file.stat().st_size:
+        raise StorageError(
+            f"The database '{path}' cannot be read without writing beside it: '{log_file.name}' "
+            f"holds changes, and its index '{path.name}-shm' is missing. Copy both files into a "
+            "folder that you may write, and name the copy with --storage."
+        )
+    return _connect_to_read(path, "mode=ro&immutable=1")
+
+
+def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
+    # SQLAlchemy hands connections from thread to thread.
     return sqlite3.connect(
-        f"file:{path}?mode=ro", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+        f"file:{quote(str(path))}?{how}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
     )
 
 

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import sqlite3
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import sqlalchemy as sa
 
-from dlnn_search.storage.artifacts import (
-    CHECKPOINTS,
-    Artifact,
-    artifacts_of,
-    drop,
-)
+from dlnn_search.errors import StorageError
+from dlnn_search.files import CHECKPOINT, CHECKPOINTS, is_cut_off
+from dlnn_search.storage.artifacts import Artifact, artifacts_of, drop
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.place import place_of
-from dlnn_search.storage.schema import artifacts, slots, studies
+from dlnn_search.storage.place import lasting_name, place_of
+from dlnn_search.storage.schema import artifacts, ledger, slots, studies
 
 #: A trial that was settled a moment ago may still get its checkpoint registered, and a file that
 #: was written a moment ago may belong to a study that is just being made.
 MIN_AGE_SECONDS = 600.0
 
-_PARTIAL = re.compile(r"\.last(-\d+)?\.npz\.\d+")
+#: Where evaluations and cross-validations keep their checkpoints, a folder each.
+EVALUATIONS, CROSSVALIDATIONS = "evaluations", "crossvalidations"
+#: The file that tells a finished evaluation's folder from one that goes on when it is asked again.
+FINISHED = "finished"
+#: An evaluation of an earlier version that is not at its end may still be running for so long.
+EARLIER_SECONDS = 86_400.0
+
+_FOLDS = re.compile(r"[0-9a-f]{12}-(\d+)-folds", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,20 @@ def find_orphans(database: Database, min_age_seconds: float = MIN_AGE_SECONDS) -
     Args:
         min_age_seconds: What was written or settled since is left alone.
     """
-    found = _rows_without_file(database)
+    found = [
+        *_rows_without_file(database),
+        *_of_evaluations(database, min_age_seconds),
+        *_of_crossvalidations(database, min_age_seconds),
+    ]
     root = database.files / CHECKPOINTS
     if not root.is_dir():
         return found
     with database.transaction() as connection:
-        ids = {row.name: row.id for row in connection.execute(sa.select(studies))}
-    elsewhere = _studies_beside(database)
+        ids = {
+            lasting_name(row.name, row.definition): row.id
+            for row in connection.execute(sa.select(studies))
+        }
+    elsewhere = folders_beside(database)
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.is_symlink():
             continue
@@ -70,6 +84,85 @@ def find_orphans(database: Database, min_age_seconds: float = MIN_AGE_SECONDS) -
             continue
         found += _of_study(database, ids[folder.name], folder, min_age_seconds)
     return found
+
+
+def evaluation_folder(database: Database, fingerprint: str) -> Path:
+    """Return where an evaluation of a config keeps a checkpoint for each seed."""
+    return database.files / EVALUATIONS / f"{fingerprint}-test"
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether an evaluation has begun and is not at its end."""
+    return folder.is_dir() and not (folder / FINISHED).exists()
+
+
+def mark(folder: Path, *, finished: bool) -> None:
+    """Note that an evaluation begins, whose checkpoints stay, or is at its end: they may go.
+
+    Raises:
+        StorageError: If the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if finished:
+            (folder / FINISHED).touch()
+        else:
+            (folder / FINISHED).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"Cannot write into '{folder}': {error.strerror or error}.") from error
+
+
+def _of_evaluations(database: Database, min_age: float) -> list[Orphan]:
+    with database.transaction() as connection:
+        tested = set(
+            connection.scalars(
+                sa.select(ledger.c.fingerprint).where(ledger.c.closed_at.is_not(None))
+            )
+        )
+    found = []
+    for folder in _folders(database.files / EVALUATIONS):
+        why = f"evaluation {folder.name}: finished"
+        if folder.name.endswith("-test"):
+            is_orphan = (folder / FINISHED).exists()
+        elif folder.name in tested:  # an earlier version's: a folder a seed, and nothing marked
+            is_orphan = _is_old(folder, min_age)
+        else:
+            is_orphan = _is_old(folder, EARLIER_SECONDS)
+            why = f"evaluation {folder.name}: of an earlier version, whose seeds test no more"
+        if is_orphan:
+            found.append(Orphan(folder, why, _size(folder)))
+    return found
+
+
+def _of_crossvalidations(database: Database, min_age: float) -> list[Orphan]:
+    """Return those whose last fold was trained for as many epochs as the first one."""
+    found = []
+    for folder in _folders(database.files / CROSSVALIDATIONS):
+        match = _FOLDS.fullmatch(folder.name)
+        last = None if match is None else folder / match[1]
+        if last is None or not last.is_dir() or not _is_old(folder, min_age):
+            continue
+        n_epochs = _n_epochs(last)
+        if n_epochs and n_epochs == _n_epochs(folder / "1"):
+            words = f"cross-validation {folder.name}: finished"
+            found.append(Orphan(folder, words, _size(folder)))
+    return found
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _n_epochs(folder: Path) -> int:
+    """Return how many epochs a checkpoint holds; 0 where it cannot be read."""
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile),
+        np.load(folder / CHECKPOINT, allow_pickle=False) as file,
+    ):
+        return len(json.loads(bytes(file["meta"]))["curve"])
+    return 0
 
 
 def _of_study(database: Database, study_id: int, folder: Path, min_age: float) -> list[Orphan]:
@@ -105,7 +198,7 @@ def _of_study(database: Database, study_id: int, folder: Path, min_age: float) -
             found += [
                 Orphan(path, f"{words}: cut off while it was written", path.stat().st_size)
                 for path in sorted(place.iterdir())
-                if _PARTIAL.fullmatch(path.name)
+                if is_cut_off(path)
             ]
     return found
 
@@ -139,15 +232,16 @@ def remove(database: Database, orphans: Sequence[Orphan]) -> tuple[int, int]:
     return n_gone, n_bytes
 
 
-def _studies_beside(database: Database) -> set[str]:
-    """Return the studies of other SQLite databases that share the files folder."""
+def folders_beside(database: Database) -> set[str]:
+    """Return how folders are named by the SQLite databases that share the files folder."""
     names: set[str] = set()
     for path in database.files.glob("*.db"):
         with (
             contextlib.suppress(sqlite3.Error),
             contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection,
         ):
-            names |= {row[0] for row in connection.execute("SELECT name FROM dlnn_studies")}
+            rows = connection.execute("SELECT name, definition FROM dlnn_studies")
+            names |= {lasting_name(name, json.loads(definition)) for name, definition in rows}
     return names
 
 

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.files import slot_path
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import slot_path
 from dlnn_search.storage.backup import (
     Copied,
     PutFiles,
@@ -26,6 +26,8 @@ from dlnn_search.storage.backup_write import (
 )
 from dlnn_search.storage.database import Database, shown
 from dlnn_search.storage.events import insert_event
+from dlnn_search.storage.losses import open_expired
+from dlnn_search.storage.reach import EVER_SECONDS
 
 
 def migrate(
@@ -64,7 +66,7 @@ def migrate(
                 there = {
                     slot
                     for slot, path in checkpoints_of(copy, source.files).items()
-                    if put.copy(slot_path(copy.name, slot), path)
+                    if put.copy(slot_path(copy.folder, slot), path)
                 }
                 n_lacking = forget_unreachable(copy, there)
                 copied.append(Copied(copy.name, copy.counts(), len(there), n_lacking))
@@ -152,11 +154,8 @@ def _marked(source: Database, target: Database, names: Sequence[str]) -> Iterato
             )
         )
         # Who was held up since with an expired lease changes nothing any more.
-        connection.execute(
-            slots.update()
-            .where(slots.c.study_id.in_([row.id for row in before]), slots.c.state == "held")
-            .values(state="open", fence=slots.c.fence + 1, lease_ends_at=None, claimed_at=None)
-        )
+        for row in before:
+            open_expired(connection, row.id, EVER_SECONDS)
     try:
         yield
     except BaseException:

@@ -7,20 +7,33 @@ same config at the same moment do not both train it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.budget import begin_spell, end_spell
-from dlnn_search.storage.claims import lease_end
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import curves, slots, studies
-from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, insert_slot_event, settle_held
+from dlnn_search.storage.slots import (
+    LostLeaseError,
+    Outcome,
+    Slot,
+    end_hold,
+    insert_slot_event,
+    settle_held,
+    write_held,
+)
+
+#: Why a slot waits for another: its config is trained there just now; or the space brought nothing
+#: but configs that are trained, some of them just now.
+Reason = Literal["duplicate", "space"]
+
+#: The one filter in queries: what trained by itself, and has no other's result.
+TRAINED_ITSELF = slots.c.reused_from.is_(None)
 
 
 @dataclass(frozen=True)
-class Twin:
+class Duplicate:
     """Another slot of the study with the same config.
 
     Attributes:
@@ -45,7 +58,7 @@ class Twin:
         return f"trial {self.trial_number}"
 
 
-def find_twin(
+def find_duplicate(
     database: Database,
     study_id: int,
     slot: Slot,
@@ -53,11 +66,11 @@ def find_twin(
     *,
     config: dict[str, Any] | None = None,
     reuse: bool = True,
-) -> Twin | None:
+) -> Duplicate | None:
     """Note what a slot will train, and find another that has trained it, or does so now.
 
-    Where it is trained now, this slot is marked as waiting: no claim gets it before the other is
-    settled.
+    Where it is trained now, this slot waits from this moment on: nobody holds it, and no claim
+    gets it before the other is settled.
 
     Args:
         slot: Held by this worker.
@@ -68,46 +81,92 @@ def find_twin(
     Raises:
         LostLeaseError: If another worker holds the slot.
     """
+    values: dict[str, Any] = {"fingerprint": fingerprint}
+    if config is not None:
+        values["config"] = config
     with database.transaction() as connection:
         _lock_fingerprint(connection, study_id, fingerprint)
-        values: dict[str, Any] = {"fingerprint": fingerprint, "waits_for": None}
-        if config is not None:
-            values["config"] = config
-        changed = connection.execute(
-            slots.update()
-            .where(slots.c.id == slot.id, slots.c.fence == slot.fence, slots.c.state == "held")
-            .values(lease_ends_at=lease_end(study_id), **values)
-        )
-        if changed.rowcount != 1:
-            raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
-        begin_spell(connection, study_id)  # as each renewal of a lease does
-        twin = _first(connection, study_id, slot, fingerprint) if reuse else None
-        if twin is not None and twin.outcome is None:
-            connection.execute(
-                slots.update().where(slots.c.id == slot.id).values(waits_for=twin.slot_id)
-            )
-    return twin
+        if (first := _waits_already(connection, slot)) is not None:
+            return first
+        write_held(connection, slot, **values)
+        duplicate = _first(connection, study_id, slot, fingerprint) if reuse else None
+        if duplicate is not None and duplicate.outcome is None:
+            _wait(connection, slot, "duplicate", duplicate.slot_id)
+    return duplicate
 
 
-def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> None:
-    """Give a slot its twin's outcome and curve, with an event.
+def look_for_duplicate(
+    database: Database, study_id: int, slot: Slot, fingerprint: str, *, reuse: bool = True
+) -> Duplicate | None:
+    """Find another slot that has trained a config, or does so now, and note nothing.
+
+    In one transaction with `find_duplicate`, no other worker comes in between.
 
     Raises:
         LostLeaseError: If another worker holds the slot.
     """
-    if twin.outcome is None:
-        raise ValueError(f"Expected a twin that is settled, got {twin.words}, which is not.")
-    words = f"It has the result of {twin.words}, which trained the same config."
+    with database.transaction() as connection:
+        _lock_fingerprint(connection, study_id, fingerprint)
+        if _waits_already(connection, slot) is not None:
+            return None  # as this holder noted it; the answer was lost
+        # A write comes first: from then on SQLite has no other writer.
+        write_held(connection, slot)
+        return _first(connection, study_id, slot, fingerprint) if reuse else None
+
+
+def wait_for_space(database: Database, study_id: int, slot: Slot, seen: int | None) -> bool:
+    """Let a slot for which the space brought nothing new wait for a trial that goes on.
+
+    Should that one be lost or fail for no fault of its config's, the config is there again.
+
+    Args:
+        slot: Held by this worker.
+        seen: A slot whose config was drawn for this one while it was trained.
+
+    Returns:
+        False where no trial goes on: the slot is still held, and the space used up.
+
+    Raises:
+        LostLeaseError: If another worker holds the slot.
+    """
+    goes_on = (
+        sa.select(slots.c.id)
+        .where(slots.c.study_id == study_id, slots.c.id != slot.id, slots.c.state != "done")
+        .where(slots.c.fingerprint.is_not(None))
+        .order_by(slots.c.number.desc())
+        .limit(1)
+    )
+    with database.transaction() as connection:
+        if _waits_already(connection, slot) is not None:
+            return True
+        first = connection.scalar(goes_on) or seen
+        if first is None:
+            return False
+        _wait(connection, slot, "space", first)
+    return True
+
+
+def settle_like(database: Database, study_id: int, slot: Slot, duplicate: Duplicate) -> None:
+    """Give a slot its duplicate's outcome and curve, with an event.
+
+    Raises:
+        LostLeaseError: If another worker holds the slot.
+    """
+    if duplicate.outcome is None:
+        raise ValueError(
+            f"Expected a duplicate that is settled, got {duplicate.words}, which is not."
+        )
+    words = f"It has the result of {duplicate.words}, which trained the same config."
     with database.transaction() as connection:
         settled = settle_held(
             connection,
             slot,
-            twin.outcome,
-            value=twin.value,
-            best_epoch=twin.best_epoch,
-            reason=twin.reason,
-            failure=twin.failure,
-            reused_from=twin.slot_id,
+            duplicate.outcome,
+            value=duplicate.value,
+            best_epoch=duplicate.best_epoch,
+            reason=duplicate.reason,
+            failure=duplicate.failure,
+            reused_from=duplicate.slot_id,
             note=words,
         )
         if not settled:
@@ -115,11 +174,27 @@ def settle_like(database: Database, study_id: int, slot: Slot, twin: Twin) -> No
         connection.execute(curves.delete().where(curves.c.slot_id == slot.id))
         names = ["epoch", "metrics", "seconds", "images_per_second"]
         copied = sa.select(sa.literal(slot.id), *(curves.c[name] for name in names)).where(
-            curves.c.slot_id == twin.slot_id
+            curves.c.slot_id == duplicate.slot_id
         )
         connection.execute(curves.insert().from_select(["slot_id", *names], copied))
         insert_slot_event(connection, study_id, slot, "reused", words)
-        end_spell(connection, study_id, by_crash=False)
+
+
+def _wait(connection: Connection, slot: Slot, reason: Reason, first: int) -> None:
+    """Let a held slot wait until another one is settled."""
+    if not end_hold(connection, slot, state="waiting", waiting_reason=reason, waits_for=first):
+        raise LostLeaseError(f"Slot {slot.number} was claimed by another worker.")
+
+
+def _waits_already(connection: Connection, slot: Slot) -> Duplicate | None:
+    """Return what this holder let its slot wait for, where the answer to that was lost."""
+    first = slots.alias()
+    row = connection.execute(
+        sa.select(first)
+        .join(slots, slots.c.waits_for == first.c.id)
+        .where(slots.c.id == slot.id, slots.c.fence == slot.fence, slots.c.state == "waiting")
+    ).first()
+    return None if row is None else _duplicate(row)
 
 
 def _lock_fingerprint(connection: Connection, study_id: int, fingerprint: str) -> None:
@@ -132,12 +207,12 @@ def _lock_fingerprint(connection: Connection, study_id: int, fingerprint: str) -
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
 
 
-def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Twin | None:
-    """Return the first twin: settled before in training, by itself before one that reused."""
+def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) -> Duplicate | None:
+    """Return the first duplicate: settled before in training, by itself before one that reused."""
     is_result = sa.or_(slots.c.outcome.in_(["complete", "pruned"]), slots.c.failure == "diverged")
     is_settled = sa.and_(slots.c.state == "done", is_result)
     # Who waits itself is no one to wait for, or two would wait for each other.
-    is_in_flight = sa.and_(slots.c.state.in_(["open", "held"]), slots.c.waits_for.is_(None))
+    is_in_flight = slots.c.state.in_(["open", "held"])
     row = connection.execute(
         sa.select(slots)
         .where(slots.c.study_id == study_id, slots.c.fingerprint == fingerprint)
@@ -150,9 +225,11 @@ def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) 
         )
         .limit(1)
     ).first()
-    if row is None:
-        return None
-    return Twin(
+    return None if row is None else _duplicate(row)
+
+
+def _duplicate(row: sa.Row[Any]) -> Duplicate:
+    return Duplicate(
         row.id,
         row.number,
         row.trial_number,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import math
-import os
 import time
 import zipfile
 from collections.abc import Sequence
@@ -20,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from dlnn_search.errors import OutageError, StorageError, TrainingError
+from dlnn_search.files import checkpoint_name, generations, latest_checkpoint, written_whole
 
 #: Changes when a file of before can no longer be read.
 CHECKPOINT_VERSION = 1
-FILE = "last.npz"
 #: The least time between two checkpoints: what a kill costs at most, beside the epoch that runs.
 SAVE_SECONDS = 2.0
 #: Saving may take a twentieth of the time, and a kill may cost so much.
@@ -100,7 +98,7 @@ class Checkpoint:
             generation: Grows with each holder; 0 where there is only one.
         """
         self._folder = folder
-        self._path = folder / (FILE if not generation else _file_of(generation))
+        self._path = folder / checkpoint_name(generation)
         self._generation = generation
         self._fingerprint = fingerprint
 
@@ -112,10 +110,9 @@ class Checkpoint:
             DamagedCheckpointError: If it cannot be understood.
             OutageError: If it cannot be read now.
         """
-        found = _generations(self._folder)
-        if not found:
+        path = latest_checkpoint(self._folder)
+        if path is None:
             return None
-        path = found[max(found)]
         arrays, meta = _read(path)
         if meta.get("fingerprint") != self._fingerprint:
             raise OtherCheckpointError(
@@ -151,23 +148,15 @@ class Checkpoint:
         }
         arrays = {f"last_{number:04d}": array for number, array in enumerate(state.last)}
         arrays |= {f"best_{number:04d}": array for number, array in enumerate(state.best)}
-        # One temporary name a process: a worker that lost its lease may still be writing.
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+            with written_whole(self._path) as partial, partial.open("wb") as file:
                 # Not compressed: trained weights hardly shrink.
                 np.savez(file, allow_pickle=False, meta=text, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._path)
-            for generation, path in _generations(self._folder).items():
+            for generation, path in generations(self._folder).items():
                 if generation < self._generation:
                     path.unlink(missing_ok=True)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise OutageError(_cannot_write(self._path, error)) from error
 
     def clear(self) -> None:
@@ -177,7 +166,7 @@ class Checkpoint:
             OutageError: If the disk cannot be written.
         """
         try:
-            for path in _generations(self._folder).values():
+            for path in generations(self._folder).values():
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise OutageError(_cannot_write(self._path, error)) from error
@@ -198,22 +187,6 @@ class Pace:
         """Note a save that has just ended."""
         pause = min(took_seconds / SAVE_SHARE, MAX_SAVE_SECONDS)
         self._next = time.monotonic() + max(self._seconds, pause)
-
-
-def _file_of(generation: int) -> str:
-    return f"last-{generation}.npz"
-
-
-def _generations(folder: Path) -> dict[int, Path]:
-    """Return the whole checkpoints of a folder by generation."""
-    found = {}
-    for path in folder.glob("last*.npz"):
-        text = path.name.removeprefix("last").removesuffix(".npz")
-        if not text:
-            found[0] = path
-        elif text.startswith("-") and text[1:].isdecimal():
-            found[int(text[1:])] = path
-    return found
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

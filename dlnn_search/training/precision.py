@@ -27,6 +27,7 @@ import platformdirs
 import tensorflow as tf
 
 from dlnn_search.config import Config
+from dlnn_search.files import written_whole
 
 #: What a probe must show before the number format changes: timings of a busy machine scatter.
 WORTHWHILE_SPEEDUP = 1.15
@@ -94,9 +95,8 @@ def bfloat16_speedup(kind: str) -> float:
                 known = _read(path)
                 if key not in known:
                     known[key] = _probe(kind)
-                    partial = path.with_suffix(f".{os.getpid()}")
-                    partial.write_text(json.dumps(known, indent=2), encoding="utf-8")
-                    partial.replace(path)
+                    with written_whole(path) as partial:
+                        partial.write_text(json.dumps(known, indent=2), encoding="utf-8")
         except (OSError, filelock.Timeout) as error:
             _log.warning("Training in float32: the cache '%s' cannot be used: %s", path, error)
             return 0.0

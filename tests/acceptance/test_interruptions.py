@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
+
 from .command_line import SLOW, Place, Running, is_alive, wait_for
 
 EPOCHS = SLOW["epochs"]
@@ -80,6 +82,27 @@ def test_a_lone_worker_that_is_terminated_releases_its_slot(place: Place) -> Non
     assert_released(place)
     assert worker.said() == ""
     assert_start_finishes(place, study, 2)
+
+
+@pytest.mark.parametrize("command", ["worker", "start"])
+def test_however_often_a_process_is_terminated_it_gives_all_back_and_exits_as_interrupted(
+    place: Place, command: str
+) -> None:
+    study = place.write_study(**SLOW)
+    place.succeed("start", study, "--workers", 0, "--trials", 2)
+    with place.begin(command, study) as running:
+        until_an_epoch_is_stored(place)
+        running.process.send_signal(signal.SIGTERM)
+        for _ in range(2 if command == "start" else 10_000):  # a start's third is for its workers
+            time.sleep(0.02 if command == "worker" else 2.0)
+            if running.process.poll() is not None:
+                break
+            running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == EXIT_INTERRUPTED, running.said()
+    assert "Traceback" not in running.said()
+    assert_released(place)
+    assert place.rows("SELECT DISTINCT state FROM dlnn_workers") == [("stopped",)]
+    assert set(place.rows("SELECT losses FROM dlnn_slots")) == {(0,)}
 
 
 def test_a_timeout_ends_the_search_and_keeps_its_trials(place: Place) -> None:

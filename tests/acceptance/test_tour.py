@@ -14,6 +14,7 @@ from PIL import Image
 
 from dlnn_search import data
 from dlnn_search.config import Config
+from dlnn_search.config.seeds import fresh_seeds
 from dlnn_search.metrics import common_sense_error
 
 from .command_line import N_TEST_IMAGES, Place
@@ -102,6 +103,11 @@ def evaluated(searched: Place, tmp_path_factory: pytest.TempPathFactory) -> Plac
     return place
 
 
+def tested_seeds(evaluated: Place) -> list[int]:
+    text = (evaluated.folder / "elsewhere/copied-test/evaluation.json").read_text()
+    return [one["seed"] for one in json.loads(text)["seeds"]]
+
+
 def test_an_exported_config_round_trips_and_names_its_origin(evaluated: Place) -> None:
     values = []
     for name in ("best.json", "best-2.json"):
@@ -118,7 +124,7 @@ def test_an_exported_config_round_trips_and_names_its_origin(evaluated: Place) -
 
 def test_an_evaluation_leaves_models_that_keras_loads(evaluated: Place) -> None:
     folder = evaluated.folder / "elsewhere" / "copied-test"
-    models = [folder / f"model-seed{seed}.keras" for seed in (0, 1)]
+    models = [folder / f"model-seed{seed}.keras" for seed in tested_seeds(evaluated)]
     done = subprocess.run(
         [evaluated.python, "-c", LOAD, *map(str, models)],
         env=evaluated.environment,
@@ -130,7 +136,7 @@ def test_an_evaluation_leaves_models_that_keras_loads(evaluated: Place) -> None:
 
 
 def test_an_evaluation_leaves_a_prediction_for_each_test_image(evaluated: Place) -> None:
-    for seed in (0, 1):
+    for seed in tested_seeds(evaluated):
         path = evaluated.folder / f"elsewhere/copied-test/predictions-seed{seed}.csv"
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -142,7 +148,7 @@ def test_an_evaluation_leaves_a_prediction_for_each_test_image(evaluated: Place)
 
 
 def test_an_evaluation_leaves_a_picture_of_the_worst_clocks(evaluated: Place) -> None:
-    for seed in (0, 1):
+    for seed in tested_seeds(evaluated):
         path = evaluated.folder / f"elsewhere/copied-test/worst-seed{seed}.png"
         with Image.open(path) as picture:
             picture.load()
@@ -153,7 +159,7 @@ def test_an_evaluation_is_told_and_summed_up(evaluated: Place) -> None:
     path = evaluated.folder / "elsewhere/copied-test/evaluation.json"
     summary = json.loads(path.read_text())
     errors = [seed["test"]["common_sense_error"] for seed in summary["seeds"]]
-    assert [seed["seed"] for seed in summary["seeds"]] == [0, 1]
+    assert tested_seeds(evaluated) == fresh_seeds("tiny", "test", 2)
     assert errors[0] != errors[1]
     assert Config.model_validate(summary["config"]).fingerprint() == summary["fingerprint"]
     said = (evaluated.folder / "evaluation.txt").read_text()
@@ -163,10 +169,19 @@ def test_an_evaluation_is_told_and_summed_up(evaluated: Place) -> None:
 
 def test_the_ledger_holds_a_completed_row_a_seed(evaluated: Place) -> None:
     rows = evaluated.rows("SELECT data, study, seed, closed_at, metrics FROM dlnn_ledger")
-    assert [row[:3] for row in rows] == [("clocks", "tiny", 0), ("clocks", "tiny", 1)]
+    seeds = tested_seeds(evaluated)
+    assert [row[:3] for row in rows] == [("clocks", "tiny", seed) for seed in seeds]
     assert all(closed and metrics for _, _, _, closed, metrics in rows)
     shown = evaluated.succeed("ledger")
     assert shown.count("clocks") == 2 and "not completed" not in shown
+
+
+def test_a_tested_config_is_tested_again_only_if_that_is_asked_for(evaluated: Place) -> None:
+    (evaluated.folder / "renamed.json").write_text((evaluated.folder / "best.json").read_text())
+    refused = evaluated.run("evaluate", "renamed.json", "--seeds", 1)
+    assert refused.code == 2 and "1 time before" in refused.err and "--again" in refused.err
+    assert not (evaluated.folder / "renamed-test").exists()
+    assert evaluated.rows("SELECT count(*) FROM dlnn_ledger") == [(2,)]
 
 
 PLAIN = """

@@ -44,6 +44,23 @@ def test_a_corner_that_cannot_be_built_is_found_and_named(place: Place) -> None:
 
 def test_a_space_that_works_is_told_so_with_what_it_will_take(place: Place) -> None:
     (place.folder / "works.py").write_text(SHRINKS.replace("LEVELS", "2"))
-    told = place.succeed("validate", "works.py")
+    # As in the environment of somebody who uses Keras with JAX elsewhere.
+    told = place.run("validate", "works.py", KERAS_BACKEND="jax").both
     assert "FAILS" not in told
     assert "configs work" in told and "parameters" in told and "a trial" in told
+
+
+def test_choices_that_a_database_changes_are_refused_before_anything_is_stored(
+    place: Place,
+) -> None:
+    tuples = SHRINKS.replace(
+        'trial.suggest_int("levels", 1, LEVELS)',
+        'len(trial.suggest_categorical("levels", [(1,), (1, 1)]))',
+    )
+    (place.folder / "tuples.py").write_text(tuples)
+    for command in ("validate", "start"):
+        done = place.run(command, "tuples.py")
+        assert done.code == STUDY_ERROR, done.both
+        assert done.both.count("lets 'levels' choose (1,): expected text, numbers") == 1
+        assert "Warning" not in done.both and "FAILS" not in done.both
+    assert [path.name for path in place.folder.iterdir()] == ["tuples.py"]

@@ -12,7 +12,7 @@ from dlnn_search.storage import schema
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
-from dlnn_search.storage.twins import find_twin
+from dlnn_search.storage.twins import find_duplicate
 
 #: For tests of what a tested version of Optuna alone can do.
 TESTED_ALONE = pytest.mark.parametrize("optuna_way", ["tested"], indirect=True)
@@ -34,7 +34,7 @@ def let_the_lease_end(database: Database, slot: Slot, *, seconds_ago: float = 0.
 def note_config(database: Database, slot: Slot, config: dict[str, Any]) -> None:
     """Store what a slot trains, which no other does."""
     study_id = row_of(database, slot)["study_id"]
-    assert find_twin(database, study_id, slot, f"config {slot.id}", config=config) is None
+    assert find_duplicate(database, study_id, slot, f"config {slot.id}", config=config) is None
 
 
 def set_slot(database: Database, slot: Slot, **values: Any) -> None:

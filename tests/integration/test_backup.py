@@ -18,11 +18,13 @@ from dlnn_search.cli_storage import backup as backup_command
 from dlnn_search.cli_storage import migrate_from as migrate_command
 from dlnn_search.cli_storage import restore as restore_command
 from dlnn_search.errors import StorageError, StudyError, UsageError
+from dlnn_search.files import latest_checkpoint, slot_path
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.storage import backup_write, schema
-from dlnn_search.storage.artifacts import artifacts_of, checkpoint_file, sha256_of, slot_path
+from dlnn_search.storage.artifacts import artifacts_of, sha256_of
 from dlnn_search.storage.backup import back_up, restore
 from dlnn_search.storage.backup_rows import StudyRows, read_study
+from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import register
@@ -104,7 +106,7 @@ def assert_goes_on(database: Database, name: str = NAME) -> None:
         assert slot is not None
         assert slot.number == number
         assert begin_trial(trials, study, slot).number == number
-        path = checkpoint_file((database.files / slot_path(name, number)).parent)
+        path = latest_checkpoint((database.files / slot_path(name, number)).parent)
         assert path is not None
         assert path.read_bytes() == checkpoint(number)
     with database.transaction() as connection:
@@ -371,6 +373,47 @@ class TestMigrate:
     def test_a_database_does_not_move_onto_itself(self, idle: Database) -> None:
         with pytest.raises(UsageError, match="another database than"):
             migrate(idle, idle, None)
+
+
+@pytest.mark.parametrize("way", ["move", "backup of an idle study", "backup of a running one"])
+def test_the_time_that_a_study_has_used_comes_along(
+    database: Database, other: str, tmp_path: Path, way: str
+) -> None:
+    """Two hours of a trial that was begun, 600 s of one that ended, 900 s of wall time before."""
+    study_id = fill(database)
+    lease_ends_at = schema.now() + 60
+    ago = 7_120
+    if way != "backup of a running one":
+        lease_ends_at, ago = schema.now() - 36_000, 43_120
+    with database.transaction() as connection:
+        connection.execute(
+            schema.studies.update().values(
+                wall_used_seconds=900, active_since=schema.now() - ago, worker_seconds=9e9
+            )
+        )
+        of_slots = schema.slots.update()
+        connection.execute(of_slots.where(schema.slots.c.number == 0).values(spent_seconds=600))
+        connection.execute(
+            of_slots.where(schema.slots.c.state == "held").values(
+                claimed_at=schema.now() - ago, lease_ends_at=lease_ends_at
+            )
+        )
+
+    def used(of: Database) -> list[float]:
+        use = budget_use(of, study_id)
+        return [use.wall_used_seconds, use.worker_used_seconds]
+
+    assert used(database) == pytest.approx([8_020, 7_720], abs=30)
+    target = open_database(other, create=True)
+    if way == "move":
+        migrate(database, target, None)
+    else:
+        back_up(database, None, tmp_path / "b.zip")
+        restore(target, tmp_path / "b.zip")
+    for of in (database, target):
+        assert used(of) == pytest.approx([8_020, 7_720], abs=30)
+    assert budget_use(target, study_id).worker_seconds == 9e9
+    target.close()
 
 
 KILLED = """

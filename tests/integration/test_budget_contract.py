@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
 
 from dlnn_search.errors import UsageError
+from dlnn_search.report.study_view import limits_words
 from dlnn_search.storage import schema
-from dlnn_search.storage.budget import Budget, BudgetUse, budget_use, extend_budget
+from dlnn_search.storage.budget import Budget, BudgetUse, budget_use, extend_budget, time_words
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 
@@ -41,7 +43,7 @@ def test_a_budget_is_set_extended_and_never_shrinks_without_a_word(
         "The budget stays at 5 trials",
         "The budget's wall time stays at 1 h",
         "The budget's worker-hours stays at 2 h",
-        "The budget's deadline stays at 2033-05-18 03:33:20 UTC",
+        f"The budget's deadline stays at {time_words(2e9)}",
     ]
     use = budget_use(database, study_id)
     assert (use.trials, use.wall_seconds, use.worker_seconds) == (5, 3600, 7200)
@@ -110,12 +112,34 @@ def used(**values: Any) -> BudgetUse:
         ),
         (
             {"deadline_at": 999.0},
-            "exhausted by its deadline, 1970-01-01 00:16:39 UTC; 4 of 10 trials are done",
+            f"exhausted by its deadline, {time_words(999.0)}; 4 of 10 trials are done",
         ),
     ],
 )
 def test_a_budget_says_what_exhausts_it(values: dict[str, Any], words: str | None) -> None:
     assert used(**values).exhausted == words
+
+
+@pytest.mark.parametrize(
+    ("zone", "words"),
+    [
+        ("UTC", "2026-11-28 16:00 UTC+00:00"),
+        ("Europe/Zurich", "2026-11-28 17:00 UTC+01:00"),
+        ("America/St_Johns", "2026-11-28 12:30 UTC-03:30"),
+    ],
+)
+def test_a_deadline_reads_the_same_everywhere_in_local_time_with_its_offset(
+    monkeypatch: pytest.MonkeyPatch, zone: str, words: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        use = used(deadline_at=1795881600.0, now=1795881600.0)
+        assert str(use.exhausted).startswith(f"exhausted by its deadline, {words}; 4 of 10")
+        assert limits_words(use) == f"deadline {words} (over)"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_the_time_that_is_left_is_the_nearest_limits(database: Database) -> None:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from dlnn_search import ClockNet, Clocks, Config, Conv, RandomSearch, Study, Training
+from dlnn_search.config import read_config
+from dlnn_search.config.seeds import fresh_seeds
 from dlnn_search.errors import UsageError
-from dlnn_search.report.comparison import compared
-from dlnn_search.report.confirmation import Confirmation, confirmation
+from dlnn_search.report.comparison import compared, differences
+from dlnn_search.report.confirmation import Candidate, Confirmation, confirmation
 from dlnn_search.report.importance import importances
 from dlnn_search.report.retuning import retuning
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
 from dlnn_search.service.confirm import plan_confirmation, plan_retuning
 from dlnn_search.service.export import export_best
-from dlnn_search.service.linked import find_study, linked
+from dlnn_search.service.linked import find_study
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, register
 from dlnn_search.storage.kept import keep_rate, kept_rate
-from dlnn_search.storage.links import parent_of
+from dlnn_search.storage.links import linked, parent_of, seeds_of
+from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
 from dlnn_search.study import Study as AnyStudy
 
@@ -52,13 +57,13 @@ STUDY = Study(
 def work_off(database: Database, study: AnyStudy, value: Value, n: int | None = None) -> None:
     """Settle a study's slots by a worker's own steps, without training; None fails."""
     stored = register(database, study.name, study.definition())
-    slots = Slots(database, stored.id)
+    queue = Slots(database, stored.id)
     if n is not None:
-        slots.extend_to(n)
+        queue.extend_to(n)
     optuna_study = open_optuna_study(study, database)
-    while (slot := slots.claim("w")) is not None:
+    while (slot := queue.claim("w")) is not None:
         trial = begin_trial(optuna_study, study, slot)
-        slots.begin(slot, trial._trial_id, trial.number)
+        queue.begin(slot, trial._trial_id, trial.number)
         if slot.config is None:
             config = study.config(trial)
             note_config(database, slot, config.model_dump(mode="json"))
@@ -69,7 +74,7 @@ def work_off(database: Database, study: AnyStudy, value: Value, n: int | None = 
         if reached is not None:
             metrics = {study.metric: reached}
             add_point(database, slot.id, slot.fence, Point(1, metrics, 2.0, 1.0))
-        slots.settle(slot, outcome, value=reached, best_epoch=1)  # type: ignore[arg-type]
+        queue.settle(slot, outcome, value=reached, best_epoch=1)  # type: ignore[arg-type]
         tell(optuna_study, trial._trial_id, outcome, reached)  # type: ignore[arg-type]
 
 
@@ -85,7 +90,7 @@ def flattered(config: Config) -> float | None:
     """A wide net is good; one net was lucky with the search's seed, and seeds differ a little."""
     seed = config.training.seed
     luck = -50.0 if seed == 0 and filters_of(config) % 2 else 0.0
-    return 100.0 - filters_of(config) + luck + 0.1 * seed
+    return 100.0 - filters_of(config) + luck + 0.1 * (seed % 1000)
 
 
 @pytest.fixture
@@ -114,8 +119,7 @@ def test_fresh_seeds_undo_the_search_s_luck_and_export_prefers_their_winner(
     widest = max(filters_of(one.config) for one in result.candidates)
     assert filters_of(winner.config) == widest
     assert all(len(one.values) == 3 for one in result.candidates)
-    seeds = {one.config["training"]["seed"] for one in result.candidates}
-    assert seeds == {1}  # the search's own, 0, is not among the fresh ones
+    assert {one.config["training"]["seed"] for one in result.candidates} == {0}
     assert result.curse is not None and result.curse > 0
     assert winner.half_interval == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
     assert sorted(one.search_rank for one in result.candidates) == list(range(1, 13))
@@ -168,13 +172,14 @@ def test_a_seed_that_fails_puts_its_config_behind_those_that_never_do(
     best = confirmation(database, stored)
     assert best is not None
     doomed = min(best.candidates, key=lambda one: one.search_rank)
+    _, second, _ = fresh_seeds("made-up", "confirm", 3)
     work_off(
         database,
         planned.study,
         lambda config: (
             None
-            if config.training.seed == 2 and filters_of(config) == filters_of(doomed.config)
-            else 10.0 + config.training.seed - filters_of(config) / 64
+            if config.training.seed == second and filters_of(config) == filters_of(doomed.config)
+            else 10.0 + config.training.seed % 1000 - filters_of(config) / 64
         ),
     )
     result = confirmation(database, stored)
@@ -200,6 +205,71 @@ def test_the_selected_config_is_tried_at_rates_around_its_own_and_joins_the_conf
     assert {one.study for one in result.candidates} == {"made-up-retune"}
 
 
+def seeds_of_confirm(database: Database, stored: StoredStudy) -> list[int]:
+    own = linked(database, stored, "confirm")
+    assert own is not None
+    return seeds_of(database, [own.id])
+
+
+def test_seeds_that_confirm_are_no_trial_s_of_the_search_and_the_same_for_all_configs(
+    database: Database,
+) -> None:
+    first, taken, third = fresh_seeds("made-up", "confirm", 3)
+
+    def any_seed(trial: optuna.Trial) -> Config:
+        seed = trial.suggest_categorical("seed", [0, 1, 2, 3, taken])
+        model = ClockNet(blocks=(Conv(filters=trial.suggest_int("filters", 1, 64)),))
+        return Config(model=model, training=Training(seed=seed))
+
+    study = dataclasses.replace(STUDY, space=any_seed)
+    work_off(database, study, lambda config: float(filters_of(config)), n=30)
+    stored = register(database, study.name, study.definition())
+    assert set(seeds_of(database, [stored.id])) == {0, 1, 2, 3, taken}
+    result = confirmed(database, stored, top=4, seeds=2)
+    assert seeds_of_confirm(database, stored) == [first, third]
+    assert [one.numbers for one in result.candidates] == [(first, third)] * 4
+
+
+def test_a_confirmation_that_an_earlier_version_began_goes_on_with_its_seeds(
+    searched: tuple[Database, StoredStudy],
+) -> None:
+    database, stored = searched
+    plan_confirmation(database, stored, top=2, seeds=2, study_file=None)
+    own = linked(database, stored, "confirm")
+    assert own is not None
+    with database.transaction() as connection:
+        rows = connection.execute(
+            sa.select(slots.c.id, slots.c.config).where(slots.c.study_id == own.id)
+        ).all()
+        for place, row in enumerate(rows):
+            training = {**row.config["training"], "seed": 1 + place // 2}
+            connection.execute(
+                slots.update()
+                .where(slots.c.id == row.id)
+                .values(config={**row.config, "training": training})
+            )
+    assert plan_confirmation(database, stored, top=2, seeds=2, study_file=None).n_new == 0
+    assert plan_confirmation(database, stored, top=2, seeds=3, study_file=None).n_new == 2
+    assert seeds_of_confirm(database, stored) == [1, 2, 3]
+    result = confirmation(database, stored)
+    assert result is not None
+    assert [one.config["training"]["seed"] for one in result.candidates] == [0, 0]
+
+
+def candidate(numbers: tuple[int, ...], values: tuple[float, ...]) -> Candidate:
+    return Candidate("made-up", 0, {}, 0.0, values, numbers, n_failed=0, n_left=0)
+
+
+def test_configs_are_told_apart_by_their_differences_seed_by_seed() -> None:
+    hard_and_easy = candidate((1, 2, 3), (1.0, 5.0, 9.0))
+    always_a_little_better = candidate((3, 1, 2), (8.5, 0.4, 4.5))
+    now_and_then_better = candidate((1, 2, 3), (0.0, 6.0, 8.0))
+    assert always_a_little_better.half_interval == pytest.approx(10.07, rel=1e-3)
+    assert hard_and_easy.differs_from(always_a_little_better)
+    assert not hard_and_easy.differs_from(now_and_then_better)
+    assert not hard_and_easy.differs_from(candidate((1, 7, 8), (0.0, 0.0, 0.0)))
+
+
 @pytest.mark.parametrize(
     ("top", "seeds", "said"), [(0, 5, "--top 0"), (5, 1, "--seeds 1"), (5, 101, "--seeds 101")]
 )
@@ -214,8 +284,6 @@ def test_numbers_that_cannot_be_meant_are_refused(
 
 
 def test_searches_are_compared_at_equal_budgets(searched: tuple[Database, StoredStudy]) -> None:
-    import dataclasses
-
     database, stored = searched
     other = dataclasses.replace(STUDY, name="other")
     work_off(database, other, lambda config: 7.0, n=3)
@@ -229,6 +297,42 @@ def test_searches_are_compared_at_equal_budgets(searched: tuple[Database, Stored
         compared(database, [stored, stored])
 
 
+def test_a_study_and_its_confirmation_have_the_same_data_and_epochs(
+    searched: tuple[Database, StoredStudy],
+) -> None:
+    database, stored = searched
+    confirmed(database, stored, top=2, seeds=2)
+    own = linked(database, stored, "confirm")
+    assert own is not None
+    assert differences(compared(database, [stored, own])) == []
+    longer = dataclasses.replace(STUDY, name="longer", epochs=77)
+    work_off(database, longer, lambda config: 7.0, n=1)
+    other = register(database, longer.name, longer.definition())
+    assert differences(compared(database, [other, own])) == ["epochs"]
+
+
+def test_all_distinct_configs_are_exported_and_told_where_fewer_than_asked_for_are_there(
+    database: Database, tmp_path: Path
+) -> None:
+    """Ten trials, two configs: the better one nine times."""
+
+    def narrow(trial: optuna.Trial) -> Config:
+        trial.suggest_float("unused", 0, 1)
+        return Config(model=ClockNet(blocks=(Conv(filters=8 if trial.number else 4),)))
+
+    study = dataclasses.replace(STUDY, space=narrow)
+    work_off(database, study, lambda config: float(-filters_of(config)), n=10)
+    stored = register(database, study.name, study.definition())
+    exported = export_best(database, stored, 3, tmp_path / "best.json")
+    assert [filters_of(read_config(path)) for path in exported.paths] == [8, 4]
+    assert exported.words.startswith(
+        "Asked for the best 3: 'made-up' has 10 complete trials, 2 distinct configs.\n"
+    )
+    both = export_best(database, stored, 2, tmp_path / "both.json")
+    assert len(both.paths) == 2 and "Asked for" not in both.words
+    assert plan_confirmation(database, stored, top=2, seeds=2, study_file=None).n_new == 4
+
+
 def test_what_mattered_comes_first(searched: tuple[Database, StoredStudy]) -> None:
     database, stored = searched
     with pytest.raises(UsageError, match="at least 10"):
@@ -238,8 +342,6 @@ def test_what_mattered_comes_first(searched: tuple[Database, StoredStudy]) -> No
 
 
 def _few(database: Database) -> StoredStudy:
-    import dataclasses
-
     few = dataclasses.replace(STUDY, name="few")
     work_off(database, few, lambda config: 1.0, n=2)
     return register(database, few.name, few.definition())

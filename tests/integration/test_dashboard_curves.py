@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import optuna
+from werkzeug.test import Client
+
+from dlnn_search.dashboard import _application
 from dlnn_search.dashboard_curves import learning_curves
 from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
@@ -9,6 +15,27 @@ from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
 
 from .slot_life import DEFINITION, claimed, set_slot
+
+
+def test_importances_of_a_study_without_parameters_are_none_and_no_error(
+    database: Database,
+) -> None:
+    given = optuna.create_study(study_name="given", storage=database.optuna)
+    searched = optuna.create_study(study_name="searched", storage=database.optuna)
+    for number in range(4):
+        given.add_trial(optuna.create_trial(value=float(number)))
+        searched.enqueue_trial({"x": number / 4})
+    searched.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=4)
+    client = Client(_application(database))
+
+    def importances(study_id: int) -> Any:
+        answer = client.get(f"/api/studies/{study_id}/param_importances")
+        assert answer.status_code == 200
+        return answer.get_json()["param_importances"]
+
+    assert importances(given._study_id) == [[]]
+    assert [one["name"] for one in importances(searched._study_id)[0]] == ["x"]
+    assert client.get("/api/studies/999/param_importances").status_code == 404
 
 
 def test_of_equal_trials_the_first_is_the_best_and_a_failed_one_never(database: Database) -> None:

@@ -16,11 +16,12 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
+from dlnn_search.errors import ExitCode
 from dlnn_search.search import objective as objective_module
 from dlnn_search.search import outbox as outbox_module
 from dlnn_search.search.optuna_study import open_optuna_study
 from dlnn_search.service import worker as worker_module
-from dlnn_search.service.worker import EXIT_DONE, run_worker
+from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import schema
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
@@ -123,11 +124,11 @@ def test_a_worker_may_be_killed_before_any_of_its_writes(
             slots.extend_to(N_SLOTS)
             was_killed = True
             with contextlib.suppress(Killed), killed_before_write(number):
-                assert run_worker(STUDY, database, name="first") == EXIT_DONE
+                assert run_worker(STUDY, database, name="first") == ExitCode.DONE
                 was_killed = False
             if was_killed:
                 slots.release_of_dead("first")
-                assert run_worker(STUDY, database, name="second") == EXIT_DONE
+                assert run_worker(STUDY, database, name="second") == ExitCode.DONE
             assert_whole(database, study_id)
         finally:
             database.close()

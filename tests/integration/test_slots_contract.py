@@ -164,7 +164,8 @@ def test_a_settled_slot_is_settled_for_good(database: Database, slots: Slots, ca
     assert slots.claim("other") is None
     assert row_of(database, slot) == before
     assert (before["outcome"], before["value"], before["best_epoch"]) == ("pruned", 0.5, 3)
-    assert (before["state"], before["worker"], before["lease_ends_at"]) == ("done", None, None)
+    assert (before["state"], before["worker"], before["claimed_at"]) == ("done", None, None)
+    assert before["lease_ends_at"] <= before["settled_at"] + 1, "it ended with the hold"
 
 
 def test_what_a_dead_worker_held_is_open_at_once_and_counts_as_a_loss(slots: Slots) -> None:

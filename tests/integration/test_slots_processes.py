@@ -20,7 +20,7 @@ from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import LostLeaseError, Slots
-from dlnn_search.storage.twins import find_twin, settle_like
+from dlnn_search.storage.twins import find_duplicate, settle_like
 
 from .slot_life import DEFINITION, set_study
 
@@ -145,15 +145,15 @@ def train_choices(url: str, study_id: int, worker: str) -> list[str]:
             time.sleep(0.02)
             continue
         config = f"config {slot.number % 3}"
-        twin = find_twin(database, study_id, slot, config)
-        if twin is None:
+        duplicate = find_duplicate(database, study_id, slot, config)
+        if duplicate is None:
             time.sleep(0.1)
             trained.append(config)
             slots.settle(slot, "complete", value=float(os.getpid()))
-        elif twin.outcome is None:
+        elif duplicate.outcome is None:
             slots.release(slot)
         else:
-            settle_like(database, study_id, slot, twin)
+            settle_like(database, study_id, slot, duplicate)
     database.close()
     return trained
 

@@ -15,7 +15,7 @@ from dlnn_search.storage.definitions import register
 from dlnn_search.storage.events import last_events
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slots, new_token
-from dlnn_search.storage.twins import find_twin, settle_like
+from dlnn_search.storage.twins import find_duplicate, settle_like
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of, set_slot
 
@@ -91,13 +91,13 @@ def test_reusing_a_result_twice_is_reusing_it_once(
     database: Database, slots: Slots, study_id: int
 ) -> None:
     first, second = claimed(slots), claimed(slots)
-    find_twin(database, study_id, first, "same")
+    find_duplicate(database, study_id, first, "same")
     slots.settle(first, "complete", value=0.5)
-    twin = find_twin(database, study_id, second, "same")
-    assert twin is not None
-    assert find_twin(database, study_id, second, "same") == twin
+    duplicate = find_duplicate(database, study_id, second, "same")
+    assert duplicate is not None
+    assert find_duplicate(database, study_id, second, "same") == duplicate
     for _ in range(2):
-        settle_like(database, study_id, second, twin)
+        settle_like(database, study_id, second, duplicate)
     with database.transaction() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(schema.events)) == 1
     assert row_of(database, second)["value"] == 0.5

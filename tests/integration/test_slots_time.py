@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import set_control
-from dlnn_search.storage.database import Database
+from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.schema import now
-from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.slots import Slots, settle_held
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, set_slot, set_study
+from .slot_life import (
+    DEFINITION,
+    claimed,
+    let_the_lease_end,
+    note_config,
+    set_slot,
+    set_study,
+)
 
 
 @pytest.fixture
@@ -113,6 +122,79 @@ def test_wall_time_of_workers_that_crashed_ends_with_the_last_lease(
     assert 199 < budget_use(database, study_id).wall_used_seconds < 260
     slots.release(again)
     assert 199 < budget_use(database, study_id).wall_used_seconds < 260
+
+
+@pytest.mark.parametrize(
+    "noticed",
+    [
+        "release_of_dead",
+        "open_expired",
+        "claim",
+        "renew",
+        "begin",
+        "add_point",
+        "find_twin",
+        "settle",
+        "release",
+    ],
+)
+def test_time_in_which_a_machine_was_off_or_suspended_is_used_by_nobody(
+    database: Database, slots: Slots, study_id: int, noticed: str
+) -> None:
+    """Ten hours after a lease of three minutes ended, whoever comes first: no caller may matter."""
+
+    def used() -> list[float]:
+        use = budget_use(database, study_id)
+        return [use.wall_used_seconds, use.worker_used_seconds]
+
+    slot = claimed(slots, "w")
+    ten_hours_ago = now() - 36_180
+    set_study(database, study_id, active_since=ten_hours_ago)
+    set_slot(database, slot, claimed_at=ten_hours_ago, lease_ends_at=now() - 36_000)
+    assert used() == pytest.approx([180, 180], abs=20)
+    calls: dict[str, Callable[[], object]] = {
+        "release_of_dead": lambda: slots.release_of_dead("w"),
+        "open_expired": slots.open_expired,
+        "claim": lambda: slots.claim("other"),
+        "renew": lambda: slots.renew(slot),
+        "begin": lambda: slots.begin(slot, 1, 0),
+        "add_point": lambda: add_point(database, slot.id, slot.fence, Point(1, {}, 1.0, 1.0)),
+        "find_twin": lambda: note_config(database, slot, {}),
+        "settle": lambda: slots.settle(slot, "complete", value=1.0),
+        "release": lambda: slots.release(slot),
+    }
+    calls[noticed]()
+    assert used() == pytest.approx([180, 180], abs=20)
+    if not budget_use(database, study_id).held:
+        slot = claimed(slots, "later")
+        assert used() == pytest.approx([180, 180], abs=20)
+    # From now on time counts as ever.
+    set_study(database, study_id, active_since=now() - 100)
+    set_slot(database, slot, claimed_at=now() - 100)
+    assert used() == pytest.approx([280, 280], abs=20)
+
+
+def test_two_workers_that_end_at_the_same_moment_lose_no_wall_time(
+    postgresql_database: Database,
+) -> None:
+    """Each sees the other's slot as held still, and leaves the end of the spell to it."""
+    database = postgresql_database
+    study_id = register(database, "some-study", DEFINITION).id
+    slots = Slots(database, study_id)
+    slots.extend_to(3)
+    one, other = claimed(slots, "a"), claimed(slots, "b")
+    set_study(database, study_id, active_since=now() - 100)
+    second = open_database(database.url, create=False)
+    with second.transaction() as connection:
+        settle_held(connection, other, "complete")
+        slots.settle(one, "complete", value=1.0)
+    second.close()
+    assert budget_use(database, study_id).wall_used_seconds == pytest.approx(100, abs=20)
+    set_study(database, study_id, active_since=now() - 10_000)
+    for slot in (one, other):
+        set_slot(database, slot, lease_ends_at=now() - 9_900)
+    claimed(slots, "c")
+    assert budget_use(database, study_id).wall_used_seconds == pytest.approx(100, abs=20)
 
 
 def test_a_spell_that_another_ended_in_the_moment_of_a_claim_goes_on_by_the_next_renewal(

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from dlnn_search.errors import DlnnSearchError, OutageError, StudyError
+from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
 from dlnn_search.service import supervisor as module
 from dlnn_search.service.gpus import Seat
 from dlnn_search.service.supervisor import Supervisor
-from dlnn_search.service.worker import EXIT_INTERRUPTED
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.events import last_events
@@ -249,7 +248,7 @@ while True:  # whatever hangs
 
 def test_after_sigterm_a_supervisor_is_gone_whatever_hangs() -> None:
     gone = subprocess.run([sys.executable, "-c", LEAVES], timeout=60, check=False)
-    assert gone.returncode == EXIT_INTERRUPTED
+    assert gone.returncode == ExitCode.INTERRUPTED
 
 
 def test_a_database_that_is_away_is_shown_and_outlived(case: Case) -> None:

@@ -29,6 +29,7 @@ from dlnn_search.config import (
 )
 from dlnn_search.data.split import Split, TrainingData
 from dlnn_search.errors import DivergedError, StorageError, TrainingError
+from dlnn_search.files import CHECKPOINT
 from dlnn_search.own_code import OwnCode, register
 from dlnn_search.training import checkpoint
 from dlnn_search.training.checkpoint import Checkpoint, State
@@ -297,7 +298,7 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_a_storage_error(tmp_path: Path) -> None:
     fit(config_of(epochs=1), DATA, folder=tmp_path)
-    path = tmp_path / checkpoint.FILE
+    path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StorageError, match="Cannot read the checkpoint"):
         fit(config_of(epochs=1), DATA, folder=tmp_path)
@@ -316,7 +317,7 @@ def test_a_full_disk_is_a_storage_error_and_the_checkpoint_before_stays(
         patched.setattr(os, "fsync", full)
         with pytest.raises(StorageError, match=r"No space left.*Make room"):
             fit(config, DATA, folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
     assert fit(config, DATA, folder=tmp_path).finished
 
 

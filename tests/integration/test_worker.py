@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -10,23 +11,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
-from dlnn_search.errors import DataError, StudyError
+from dlnn_search.errors import DataError, ExitCode, StudyError
 from dlnn_search.search import objective as module
 from dlnn_search.search.optuna_study import open_optuna_study
 from dlnn_search.service import worker as worker_module
 from dlnn_search.service.interruption import GRACE_SECONDS
-from dlnn_search.service.worker import EXIT_DONE, EXIT_INTERRUPTED, run_worker
+from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
-from dlnn_search.storage.control import go_on, orders, set_control
-from dlnn_search.storage.curves import curve_of_slot
-from dlnn_search.storage.database import Database
+from dlnn_search.storage.control import go_on, is_first, orders, set_control
+from dlnn_search.storage.curves import Point, curve_of_slot, replace_curve
+from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.events import last_events
 from dlnn_search.storage.schema import now
@@ -95,6 +97,15 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "WAIT_SECONDS", 0.2)
 
 
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A worker that was asked to end keeps its own, to its process's end: here that is pytest's."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def begun(sqlite_database: Database) -> Begun:
     return Begun(sqlite_database, study_of(epochs=EPOCHS), n_slots=3)
@@ -138,7 +149,7 @@ def send(number: int) -> None:
 
 
 def test_a_worker_trains_all_slots_and_ends(begun: Begun) -> None:
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     begun.assert_all_done()
     begun.assert_nothing_runs()
     use = budget_use(begun.database, begun.id)
@@ -150,15 +161,15 @@ def test_stop_lets_the_running_trial_end_and_begins_none(
     begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_epochs(monkeypatch, {3: lambda: set_control(begun.database, begun.id, "stop", "Enough.")})
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     assert [row.state for row in begun.rows()] == ["done", "open", "open"]
     assert begun.epochs() == list(range(1, EPOCHS + 1))
     begun.assert_nothing_runs()
     assert begun.worker_row().message == "The study 'some-study' is asked to stop: Enough."
-    assert begun.work("later") == EXIT_DONE, "until somebody sets it going"
+    assert begun.work("later") == ExitCode.DONE, "until somebody sets it going"
     assert len(begun.optuna_study.trials) == 1
     go_on(begun.database, begun.id)
-    assert begun.work("last") == EXIT_DONE
+    assert begun.work("last") == ExitCode.DONE
     begun.assert_all_done()
 
 
@@ -170,7 +181,7 @@ def test_stop_now_gives_a_long_epoch_up_and_keeps_those_before(
         trained = at_epochs(
             patch, {3: lambda: set_control(begun.database, begun.id, "stop_now")}, slow=3
         )
-        assert begun.work() == EXIT_DONE
+        assert begun.work() == ExitCode.DONE
     assert time.monotonic() - began < GRACE_SECONDS + 20
     assert trained == [1, 2] == begun.epochs()
     begun.assert_nothing_runs()
@@ -178,7 +189,7 @@ def test_stop_now_gives_a_long_epoch_up_and_keeps_those_before(
     assert trial.state == TrialState.WAITING
     assert begun.rows()[0].losses == 0
     go_on(begun.database, begun.id)
-    assert begun.work("next") == EXIT_DONE
+    assert begun.work("next") == ExitCode.DONE
     begun.assert_all_done()
 
 
@@ -199,7 +210,7 @@ def test_pause_keeps_the_epoch_and_waits_until_resume(
         monkeypatch, {2: lambda: set_control(begun.database, begun.id, "pause", "Lunch.")}
     )
     with after(0.1, look_and_resume):
-        assert begun.work() == EXIT_DONE
+        assert begun.work() == ExitCode.DONE
     assert seen == [("paused", "Lunch.", "open"), ("WAITING", None, "")]
     assert trained[:EPOCHS] == list(range(1, EPOCHS + 1)), "the second epoch was kept"
     begun.assert_all_done()
@@ -216,7 +227,7 @@ def test_a_terminated_worker_gives_a_long_epoch_up_within_seconds(
         send(signal.SIGTERM)
 
     trained = at_epochs(monkeypatch, {3: terminate}, slow=3)
-    assert begun.work() == EXIT_INTERRUPTED
+    assert begun.work() == ExitCode.INTERRUPTED
     assert GRACE_SECONDS - 0.1 < time.monotonic() - sent[0] < GRACE_SECONDS + 20
     assert trained == [1, 2] == begun.epochs()
     begun.assert_nothing_runs()
@@ -229,10 +240,10 @@ def test_a_signal_lets_a_short_epoch_end_and_keeps_it(
     begun: Begun, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     trained = at_epochs(monkeypatch, {3: lambda: send(number)})
-    assert begun.work() == EXIT_INTERRUPTED
+    assert begun.work() == ExitCode.INTERRUPTED
     assert trained == [1, 2, 3] == begun.epochs()
     begun.assert_nothing_runs()
-    assert begun.work("next") == EXIT_DONE
+    assert begun.work("next") == ExitCode.DONE
     begun.assert_all_done()
 
 
@@ -248,7 +259,7 @@ def test_a_second_signal_gives_the_epoch_up_at_once(
 
     began = time.monotonic()
     with after(0.0, press_again):
-        assert begun.work() == EXIT_INTERRUPTED
+        assert begun.work() == ExitCode.INTERRUPTED
     assert time.monotonic() - began < 30
     assert trained == [1] == begun.epochs()
     begun.assert_nothing_runs()
@@ -267,14 +278,14 @@ def test_a_budget_of_time_that_is_used_up_keeps_the_epoch_and_ends_the_worker(
         monkeypatch,
         {4: lambda: set_study(begun.database, begun.id, active_since=now() - 3601)},
     )
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     assert trained == [1, 2, 3, 4] == begun.epochs()
     begun.assert_nothing_runs()
     assert str(begun.worker_row().message).startswith(
         "The budget of 'some-study' is exhausted by wall time: 1 h of 1 h; 0 of 3 trials are done"
     )
     extend_budget(begun.database, begun.id, Budget(wall_seconds=36_000))
-    assert begun.work("next") == EXIT_DONE
+    assert begun.work("next") == ExitCode.DONE
     assert trained[:EPOCHS] == list(range(1, EPOCHS + 1))
     begun.assert_all_done()
 
@@ -298,7 +309,7 @@ def test_a_worker_that_lost_its_slot_drops_its_work_with_one_word(
         begun.slots.mark_told(slot.id)
 
     at_epochs(monkeypatch, {4: lose_it})
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     first = begun.rows()[0]
     assert (first.value, first.losses, first.outcome) == (0.125, 1, "complete")
     trial = begun.optuna_study.trials[0]
@@ -316,7 +327,7 @@ def test_a_third_loss_is_the_last(begun: Begun) -> None:
         slot = claimed(begun.slots, f"dead-{n}")
         assert slot.number == 0
         begun.slots.release_of_dead(f"dead-{n}")
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     first = begun.rows()[0]
     assert (first.outcome, first.failure) == ("failed", "lost")
     assert first.reason == "Lost 3 times: its workers were killed or hung."
@@ -332,11 +343,66 @@ def broken_space(trial: optuna.Trial) -> Config:
     raise KeyError("units")
 
 
-def test_bugs_in_a_row_stop_the_study_until_it_is_started_again(
+def broken_after_the_first(trial: optuna.Trial) -> Config:
+    return broken_space(trial) if trial.number else three_choices(trial)
+
+
+def test_a_bug_in_the_first_trial_ends_the_search_at_once_and_costs_nothing(
     sqlite_database: Database,
 ) -> None:
     study = Study(
         space=broken_space, data=Mnist(), minimize="loss", sampler=RandomSearch(), name="broken"
+    )
+    begun = Begun(sqlite_database, study, n_slots=3)
+    line = broken_space.__code__.co_firstlineno + 2
+    with pytest.raises(StudyError) as told:
+        begun.work()
+    said = str(told.value)
+    assert "The first trial of 'broken' failed, which cost no part of the budget" in said
+    assert "KeyError: 'units'" in said and f"({__file__}, line {line})" in said
+    assert [(row.state, row.losses) for row in begun.rows()] == [("open", 0)] * 3
+    assert [trial.state for trial in begun.optuna_study.trials] == [TrialState.WAITING]
+    assert orders(begun.database, begun.id).control == "stop"
+    assert begun.kinds() == ["bug", "stopped"]
+    begun.assert_nothing_runs()
+    assert begun.work("later") == ExitCode.DONE, "until somebody sets it going"
+    mended = dataclasses.replace(study, space=three_choices, epochs=EPOCHS)
+    said_so: list[str] = []
+    again = register(begun.database, "broken", mended.definition(), fresh=False, say=said_so.append)
+    assert again.id != begun.id
+    assert said_so == [
+        "'broken' begins anew. Its trials so far are kept: dlnn-search trials broken-old-1"
+    ]
+    mended_study = Begun(begun.database, mended, n_slots=3)
+    assert mended_study.work("mended") == ExitCode.DONE
+    mended_study.assert_all_done()
+
+
+def test_trials_are_first_ones_until_one_has_ended_or_another_has_trained(begun: Begun) -> None:
+    one, two = claimed(begun.slots, "a"), claimed(begun.slots, "b")
+    assert is_first(begun.database, begun.id, one.id)
+    begun.slots.release(one, failure="bug")
+    assert is_first(begun.database, begun.id, two.id), "it began at the same time"
+    point = Point(1, {"loss": 1.0}, 1.0, 1.0)
+    assert replace_curve(
+        begun.database, two.id, two.fence, [point], place="p", worker="b", words=None
+    )
+    assert is_first(begun.database, begun.id, two.id), "its own epochs prove nothing of its end"
+    assert not is_first(begun.database, begun.id, one.id)
+    begun.slots.settle(two, "failed", failure="diverged")
+    assert not is_first(begun.database, begun.id, two.id)
+
+
+def test_bugs_in_a_row_stop_the_study_until_it_is_started_again(
+    sqlite_database: Database,
+) -> None:
+    study = Study(
+        space=broken_after_the_first,
+        data=Mnist(),
+        minimize="loss",
+        sampler=RandomSearch(),
+        epochs=1,
+        name="broken",
     )
     begun = Begun(sqlite_database, study, n_slots=9)
     with pytest.raises(StudyError, match=r"3 trials in a row failed.*KeyError: 'units'"):
@@ -345,14 +411,14 @@ def test_bugs_in_a_row_stop_the_study_until_it_is_started_again(
     assert asked.control == "stop"
     assert asked.reason is not None and asked.reason.count("Traceback") >= 1
     assert "KeyError: 'units'" in asked.reason
-    assert [row.failure for row in begun.rows()] == ["bug"] * 3 + [None] * 6
+    assert [row.failure for row in begun.rows()] == [None] + ["bug"] * 3 + [None] * 5
     begun.assert_nothing_runs()
-    assert begun.work("later") == EXIT_DONE
-    assert len(begun.optuna_study.trials) == 3
+    assert begun.work("later") == ExitCode.DONE
+    assert len(begun.optuna_study.trials) == 4
     go_on(begun.database, begun.id)
     with pytest.raises(StudyError):
         begun.work("again")
-    assert len(begun.optuna_study.trials) == 6
+    assert len(begun.optuna_study.trials) == 7
 
 
 def three_choices(trial: optuna.Trial) -> Config:
@@ -378,7 +444,7 @@ def test_of_three_configs_each_is_trained_once_unless_asked(
     )
     trained = at_epochs(monkeypatch, {})
     begun = Begun(sqlite_database, study, n_slots=10)
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     begun.assert_all_done()
     rows = begun.rows()
     n_configs = len({row.fingerprint for row in rows})
@@ -389,12 +455,14 @@ def test_of_three_configs_each_is_trained_once_unless_asked(
     trials = begun.optuna_study.trials
     by_id = {row.id: row for row in rows}
     for row in reused:
-        twin = by_id[row.reused_from]
-        assert row.value == twin.value
-        assert row.note == f"It has the result of trial {twin.trial_number}, which trained the " + (
-            "same config."
+        duplicate = by_id[row.reused_from]
+        assert row.value == duplicate.value
+        assert (
+            row.note
+            == f"It has the result of trial {duplicate.trial_number}, which trained the "
+            + ("same config.")
         )
-        mine, other = trials[row.trial_number], trials[twin.trial_number]
+        mine, other = trials[row.trial_number], trials[duplicate.trial_number]
         assert (mine.value, mine.params) == (other.value, other.params)
         assert mine.intermediate_values == other.intermediate_values
     assert begun.kinds() == ["reused"] * len(reused)
@@ -418,9 +486,50 @@ def test_missing_data_pause_the_worker_and_cost_the_trial_nothing(
 
     monkeypatch.setattr(module, "_load", load)
     monkeypatch.setattr(worker_module, "pause_seconds", lambda n: 0.05)
-    assert begun.work() == EXIT_DONE
+    assert begun.work() == ExitCode.DONE
     begun.assert_all_done()
     assert [(row.losses, row.memory_failures) for row in begun.rows()] == [(0, 0)] * 3
     assert [row.outcome for row in begun.rows()] == ["complete"] * 3
     assert ("troubled", "The pictures are gone: mount the disk.") in seen
     assert begun.kinds() == ["trouble", "recovered"]
+
+
+def numpy_choices(trial: Any) -> Config:
+    trial.set_user_attr("share", np.float32(0.5))
+    units = trial.suggest_categorical("units", np.array([4, 8, 16]))
+    trial.suggest_categorical("wide", [np.bool_(False), True])
+    if trial.number > 4:
+        units += trial.suggest_categorical("more", [(1, 2), (3, 4)])[0]
+    return Config(
+        model=Mlp(blocks=(Dense(units=units),)),
+        training=Training(batch_size=32, learning_rate=0.01, precision="float32"),
+    )
+
+
+def test_choices_of_numpy_serve_a_later_worker_and_a_tuple_in_a_new_branch_is_named(
+    sqlite_database: Database,
+) -> None:
+    study = Study(
+        space=numpy_choices,
+        data=Mnist(),
+        minimize="loss",
+        sampler=RandomSearch(),
+        epochs=1,
+        name="choices",
+    )
+    begun = Begun(sqlite_database, study, n_slots=3)
+    assert begun.work() == ExitCode.DONE
+    begun.slots.extend_to(12)
+    later = open_database(
+        sqlite_database.url, create=False
+    )  # as another process: Optuna's memory begins anew
+    try:
+        with pytest.raises(StudyError, match="lets 'more' choose"):
+            run_worker(study, later, name="later")
+    finally:
+        later.close()
+    failed = [row for row in begun.rows() if row.outcome == "failed"]
+    assert failed and all(row.trial_number > 4 for row in failed)
+    assert all(row.outcome == "complete" for row in begun.rows()[:5])
+    for trial in begun.optuna_study.trials:
+        assert trial.user_attrs["share"] == 0.5

@@ -9,8 +9,9 @@ import optuna_dashboard
 from optuna.trial import TrialState
 
 from dlnn_search.config import Config, Mlp, Mnist, Origin, Training
+from dlnn_search.files import slot_path
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
-from dlnn_search.storage.artifacts import settle_checkpoint, slot_path
+from dlnn_search.storage.artifacts import settle_checkpoint
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register

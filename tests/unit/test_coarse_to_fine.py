@@ -28,7 +28,7 @@ from dlnn_search.search.axes import Axis
 from dlnn_search.search.candidates import N_PARENTS, Activity, Drawer
 from dlnn_search.search.coarse_to_fine import GLOBAL_SHARE, MAX_TRIALS
 from dlnn_search.search.contest import own_scores
-from dlnn_search.search.past import Outcomes, Past
+from dlnn_search.search.past import Observations, Outcomes
 from dlnn_search.search.regions import Region, Span, narrowed, read_region, stored_regions
 from dlnn_search.search.surrogate import scores
 
@@ -313,9 +313,9 @@ def test_a_pruned_trial_ranks_below_the_better_half_of_the_complete_ones() -> No
         trial.report(9.0, step=1)
         trial.report(reported, step=2)
         study.tell(trial, state=TrialState.PRUNED)
-    past = Past(maximize=False)
-    past.read(study.get_trials())
-    assert past.outcomes().losses.tolist() == [1, 2, 3, 2, 2.5, 9]
+    observed = Observations(maximize=False)
+    observed.read(study.get_trials())
+    assert observed.outcomes().losses.tolist() == [1, 2, 3, 2, 2.5, 9]
 
 
 def test_trials_that_were_lost_say_nothing_and_those_that_diverged_are_bad() -> None:
@@ -325,9 +325,9 @@ def test_trials_that_were_lost_say_nothing_and_those_that_diverged_are_bad() -> 
         trial.suggest_float("x", 0, 1)
         trial.set_user_attr("failure", failure)
         study.tell(trial, state=TrialState.FAIL)
-    past = Past(maximize=False)
-    past.read(study.get_trials())
-    assert past.outcomes().losses.tolist() == [math.inf, math.inf]
+    observed = Observations(maximize=False)
+    observed.read(study.get_trials())
+    assert observed.outcomes().losses.tolist() == [math.inf, math.inf]
 
 
 def test_only_failures_leave_the_whole_space_open() -> None:
@@ -522,11 +522,11 @@ def test_any_space_is_searched_within_its_bounds(
 
     study = optuna.create_study(sampler=CoarseToFine((5, 4), seed=seed))
     study.optimize(objective, n_trials=16)
-    past = Past(maximize=False)
-    past.read(study.get_trials())
-    region = narrowed(2, 5, past.outcomes())
-    again = read_region(region.as_json(past.axes), past.axes)
-    for axis in past.axes:
+    observed = Observations(maximize=False)
+    observed.read(study.get_trials())
+    region = narrowed(2, 5, observed.outcomes())
+    again = read_region(region.as_json(observed.axes), observed.axes)
+    for axis in observed.axes:
         for span in (region.span(axis), again.span(axis)):
             if axis.n_choices:
                 assert min(span.odds) > 0 and sum(span.odds) == pytest.approx(1)
@@ -563,8 +563,8 @@ def test_stage_1_with_its_first_trial_in_the_middle_has_one_trial_in_each_stratu
 def test_a_step_that_ends_at_the_edge_of_a_region_stays_in_it() -> None:
     axis = Axis("dropout", FloatDistribution(0.0, 0.8, step=0.1))
     region = Region(2, 0, 8, {"dropout": Span(*axis.between(0.2, 0.5))})
-    past = Outcomes((axis,), np.array([[axis.place(0.4)]]), np.array([1.0]))
-    drawer = Drawer((axis,), region, Activity(past), np.random.default_rng(0))
+    observed = Outcomes((axis,), np.array([[axis.place(0.4)]]), np.array([1.0]))
+    drawer = Drawer((axis,), region, Activity(observed), np.random.default_rng(0))
     places = drawer.beside(np.array([[axis.place(0.4)]]), 5_000, (0.5, 3.0))
     values = {round(axis.value(place), 6) for place in places[:, 0]}
     assert values == {0.2, 0.3, 0.4, 0.5}

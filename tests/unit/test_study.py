@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given
@@ -220,3 +222,58 @@ def test_data_that_cannot_be_had_is_refused_with_what_was_given(options: dict[st
     with pytest.raises(StudyError, match="Invalid data options") as caught:
         a_study().on(**options)
     assert str(next(iter(options.values()))) in str(caught.value)
+
+
+def choosing(*choices: Any) -> Study:
+    def choice(trial: optuna.Trial) -> Config:
+        trial.suggest_categorical("kernel", choices)
+        return Config(model=Mlp())
+
+    return a_study(space=choice)
+
+
+@pytest.mark.parametrize("choice", [(3, 3), [8], {"a": 1}, np.zeros(2), object(), 1j])
+def test_a_choice_that_json_changes_is_refused_with_the_way_out(choice: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna's own words for it
+        with pytest.raises(StudyError) as caught:
+            example_config(choosing("a", choice))
+    said = str(caught.value)
+    assert said.startswith("The space of 'mine' lets 'kernel' choose ")
+    assert "OPTIONS[trial.suggest_categorical('kernel', list(OPTIONS))]" in said
+
+
+@pytest.mark.filterwarnings("error")
+def test_choices_and_attributes_come_back_from_a_database_as_they_were() -> None:
+    choices = [np.float32(0.5), np.int64(3), np.bool_(True), np.str_("x"), None, False, 2.5, "a"]
+    attributes = {"n": np.int16(4), "list": [np.float64(1.5), {"deep": (None)}], "word": "a"}
+    search = optuna.create_study(storage="sqlite://", sampler=optuna.samplers.RandomSampler(0))
+    study_file = a_study(space=lambda trial: attributed(trial, choices, attributes))
+    for _ in choices:
+        trial = search.ask()
+        study_file.config(trial)
+        search.tell(trial, 0.0)
+    read = search._storage._backend.get_all_trials(search._study_id)  # type: ignore[attr-defined]
+    plain = [0.5, 3, True, "x", None, False, 2.5, "a"]
+    for trial_read, trial_made in zip(read, search.trials, strict=True):
+        assert trial_read.distributions["kernel"].choices == tuple(plain)
+        assert [type(choice) for choice in trial_read.distributions["kernel"].choices] == [
+            type(choice) for choice in plain
+        ]
+        assert trial_read.params == trial_made.params
+        assert trial_read.user_attrs == {"n": 4, "list": [1.5, {"deep": None}], "word": "a"}
+
+
+def attributed(trial: optuna.Trial, choices: Any, attributes: dict[str, Any]) -> Config:
+    assert isinstance(trial, optuna.Trial)
+    trial.suggest_categorical("kernel", choices)
+    for key, value in attributes.items():
+        trial.set_user_attr(key, value)
+    return Config(model=Mlp())
+
+
+@pytest.mark.parametrize("value", [(1, 2), [(1,)], {1: 2}, {"a": {1}}, np.zeros(2)])
+def test_an_attribute_that_json_changes_is_refused(value: Any) -> None:
+    study = a_study(space=lambda trial: attributed(trial, ["a"], {"shape": value}))
+    with pytest.raises(StudyError, match=r"'mine' sets the user attribute 'shape' to .*list"):
+        example_config(study)

@@ -131,7 +131,7 @@ def test_a_file_without_a_study_is_told_what_is_missing(
     [
         (b"x = 1\0\n", "null bytes"),
         (b"\xff\xfe", "cannot be read"),
-        (b"#" * (MAX_STUDY_BYTES + 1), "too large for a study: over 1,000,000 bytes"),
+        (b"#" * (MAX_STUDY_BYTES + 1), "too large for a study file: over 1,000,000 bytes"),
         (b"x = " + b"(" * 5000, "is no valid Python"),
         (b"x = " + b"-" * 100_000 + b"1", "is no valid Python"),
     ],
