@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ from multiprocessing.synchronize import Barrier
 import optuna
 import pytest
 from optuna.trial import TrialState
+from optuna_dashboard import get_note, save_note
 
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError
@@ -20,8 +22,10 @@ from dlnn_search.search.optuna_study import (
     open_optuna_study,
     tell,
 )
+from dlnn_search.storage.control import go_on
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
+from dlnn_search.storage.definitions import all_studies, register
+from dlnn_search.storage.halves import archive, rename_study
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.study import RandomSearch, Study, Tpe
 
@@ -256,3 +260,23 @@ def test_a_slot_whose_study_was_deleted_in_optuna_is_refused_not_mixed_up(
     slots.release(slot)
     with pytest.raises(StorageError, match="Trial 0 of the study 'some-study' is gone"):
         begun(open_optuna_study(STUDY, database), slots)
+
+
+def test_a_study_is_renamed_and_archived_with_its_trials_and_notes(
+    database: Database, trials: optuna.Study, slots: Slots
+) -> None:
+    slot, trial = begun(trials, slots)
+    suggested = rate(trial)
+    save_note(trial, "a note")
+    slots.release(slot)
+    (study_id,) = [study.id for study in all_studies(database)]
+    rename_study(database, study_id, STUDY.name, "renamed")
+    archived = archive(database, study_id, "renamed")
+    assert optuna.get_all_study_names(database.optuna) == [archived]
+    renamed = dataclasses.replace(STUDY, name=archived)
+    go_on(database, study_id)
+    again = slots.claim("another")
+    assert again is not None
+    found = begin_trial(open_optuna_study(renamed, database), renamed, again)
+    assert (again.trial_id, found.number) == (found._trial_id, trial.number)
+    assert (found.params["rate"], get_note(found)) == (suggested, "a note")
