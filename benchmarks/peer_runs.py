@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from dlnn_search import data
 from dlnn_search.config import Config, Dense, Dropout
 from dlnn_search.data.split import Split
-from dlnn_search.search.optuna_study import example_config
+from dlnn_search.search.corners import example_config
 from dlnn_search.study import Study
 from dlnn_search.study_files import load_study
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -190,7 +191,7 @@ def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: 
     if n_workers == 0:
         print(
             f"{planned.n_new} trainings were added to {name}. Any worker takes them:\n"
-            f"  dlnn-search worker {' '.join(arguments)}{where}"
+            f"  dlnn-search worker {shlex.join(arguments)}{where}"
         )
         return True
     return start(

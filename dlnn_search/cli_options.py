@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import sys
 import time
 from datetime import datetime
@@ -161,7 +162,10 @@ def storage_words(storage: str | None) -> str:
     """Return ` --storage …` for the next command, if one was given; never with its password."""
     from dlnn_search.storage.database import shown
 
-    return "" if storage is None else f" --storage {shown(storage)}"
+    if storage is None:
+        return ""
+    given = storage if storage.startswith("sqlite:") else shown(storage)
+    return f" --storage {shlex.quote(given)}"
 
 
 def make_console() -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -120,7 +121,8 @@ def export(
         database.close()
     own = any(part.study for part in read_config(output).own_parts)
     with_code = " --study FILE" if own else ""
-    print(f"\nTest it, once: dlnn-search evaluate {output}{with_code}{storage_words(storage)}")
+    tested = f"{shlex.quote(str(output))}{with_code}{storage_words(storage)}"
+    print(f"\nTest it, once: dlnn-search evaluate {tested}")
 
 
 def _write_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -211,12 +212,13 @@ def start(
             in_background=in_background,
         )
     if workers == 0 and started.status.n_done < started.status.budget:
-        print_ready(console, started.status, " ".join(["dlnn-search worker", *arguments]), where)
+        join = shlex.join(["dlnn-search", "worker", *arguments])
+        print_ready(console, started.status, join, where)
         return
     keep = options[: options.index("--timeout")] if "--timeout" in options else options
-    again = " ".join(["dlnn-search start", *arguments, *keep])
+    again = shlex.join(["dlnn-search", "start", *arguments, *keep])
     file = loaded.file if loaded.first_name else study
-    with_code = f" --study {code or file}" if loaded.load or loaded.build else ""
+    with_code = f" --study {shlex.quote(code or file)}" if loaded.load or loaded.build else ""
     linked = is_linked_name(study)
     print_end(console, started.status, again, where, with_code, is_linked=linked)
     if linked:
@@ -225,6 +227,8 @@ def start(
         print_linked(study, url, where)
     if not started.by_itself:
         raise typer.Exit(ExitCode.INTERRUPTED)
+    if started.status.is_fruitless:
+        raise typer.Exit(ExitCode.STUDY)
 
 
 def worker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import json
 import logging
 import re
 import socket
@@ -11,17 +12,24 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import optuna
 import waitress
 from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
+from werkzeug.test import Client
+from werkzeug.wrappers import Request, Response
 
-from dlnn_search.dashboard_access import Passwords, Sides, gate
+from dlnn_search.dashboard_access import REFUSED_SCRIPT, Passwords, Sides, gate
 from dlnn_search.dashboard_curves import paint
-from dlnn_search.errors import UsageError
+from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.secret import hidden
+from dlnn_search.service.linked import check_new_name
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.halves import delete_study, lost_words, rename_study
 from dlnn_search.storage.optuna_storage import remembering
 
 if TYPE_CHECKING:
@@ -30,6 +38,9 @@ if TYPE_CHECKING:
 THREADS = 8
 #: What the dashboard sends is a note or a setting; a larger request is a nuisance.
 MAX_REQUEST_BYTES = 4 * 1024**2
+#: What optuna-dashboard asks for to delete, and to rename.
+_DELETED = re.compile(r"DELETE /api/studies/(\d+)")
+_RENAMED = re.compile(r"POST /api/studies/(\d+)/rename")
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances/?")
@@ -102,8 +113,8 @@ def serve(
     ended = threading.Event()
     try:
         sides = Sides(
-            viewer=_application(viewer),
-            editor=None if serving.read_only or editor is None else _application(editor),
+            viewer=_application(_remembering(viewer)),
+            editor=None if serving.read_only or editor is None else _editors_side(editor),
         )
         known = LOCAL_NAMES | {serving.host} if is_local(serving.host) else None
         server = waitress.create_server(
@@ -115,7 +126,9 @@ def serve(
             # Who calls is told by the socket, or by the one proxy that is known to stand before.
             clear_untrusted_proxy_headers=not serving.behind_proxy,
         )
-        if editor is not None:
+        if editor is None:
+            _warn_of_lost(viewer)
+        else:
             threading.Thread(target=paint, args=(editor, ended), daemon=True).start()
         shown = f"[{serving.host}]" if ":" in serving.host else serving.host
         ready(f"http://{shown}:{listener.getsockname()[1]}/")
@@ -125,13 +138,12 @@ def serve(
         listener.close()
 
 
-def _application(database: Database) -> WSGIApplication:
+def _application(storage: BaseStorage) -> WSGIApplication:
     """Return optuna-dashboard, which divides by the number of a study's parameters.
 
     A study of given configs has none: the page is told that nothing is important, as it is told
     of a study without trials, instead of showing an error.
     """
-    storage = _remembering(database)
     dashboard = wsgi(storage)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -155,6 +167,61 @@ def _has_parameters(storage: BaseStorage, study_id: int) -> bool:
     return any(trial.params for trial in trials)
 
 
+def _editors_side(database: Database) -> WSGIApplication:
+    """Return optuna-dashboard, which deletes and renames studies of ours with both halves."""
+    storage = _remembering(database)
+    theirs = _application(storage)
+    script = files("dlnn_search").joinpath("dashboard_refused.js").read_text("utf-8")
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = f"{environ['REQUEST_METHOD']} {environ.get('PATH_INFO', '').rstrip('/')}"
+        if asked == f"GET {REFUSED_SCRIPT}":
+            return Response(script, mimetype="text/javascript")(environ, start_response)
+        match = _DELETED.fullmatch(asked) or _RENAMED.fullmatch(asked)
+        study = None if match is None else _study_of(database, int(match[1]))
+        if match is None or study is None:
+            return theirs(environ, start_response)
+        try:
+            if match.re is _DELETED:
+                delete_study(database, study.id, study.name, storage)
+                answer = Response(status=204)
+            else:
+                given = Request(environ).get_json(force=True, silent=True)
+                name = str(given.get("study_name") if isinstance(given, dict) else None)
+                check_new_name(database, study, name)
+                rename_study(database, study.id, study.name, name)
+                # As optuna-dashboard itself answers.
+                listed = Client(theirs).get("/api/studies").get_json()["study_summaries"]
+                answer = _told(201, next(one for one in listed if one["study_name"] == name))
+        except DlnnSearchError as error:
+            answer = _told(409, {"reason": hidden(str(error))})
+            answer.headers["X-Refused"] = "1"
+        return answer(environ, start_response)
+
+    return application
+
+
+def _study_of(database: Database, optuna_id: int) -> StoredStudy | None:
+    """Return our half of a study that the dashboard shows; None where it has none."""
+    with suppress(KeyError):
+        name = database.optuna.get_study_name_from_id(optuna_id)
+        for study in all_studies(database):
+            if study.name == name and lost_words(database, study.id, name) is None:
+                return study
+    return None
+
+
+def _told(status: int, content: object) -> Response:
+    return Response(json.dumps(content), status, mimetype="application/json")
+
+
+def _warn_of_lost(database: Database) -> None:
+    for study in all_studies(database):
+        words = lost_words(database, study.id, study.name)
+        if words is not None:
+            log.warning("%s", words)
+
+
 def _remembering(database: Database) -> BaseStorage:
     """Return Optuna's storage with its memory of finished trials, filled.
 
@@ -162,6 +229,8 @@ def _remembering(database: Database) -> BaseStorage:
     2,000 trials cost 2.6 s of processor time, of which 0.8 s are left.
     """
     storage = remembering(database.optuna)
+    # A name may change, in another process, too.
+    storage.get_study_name_from_id = database.optuna.get_study_name_from_id  # type: ignore[method-assign]
     for name in optuna.get_all_study_names(storage):
         with suppress(KeyError):  # deleted meanwhile
             storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)

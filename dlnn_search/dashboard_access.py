@@ -62,6 +62,17 @@ _BAR = """
     color: #fff; font: inherit; cursor: pointer">Log out</button>
 </form>
 """
+#: What optuna-dashboard changes something with, all of which is refused to viewers: to rename and
+#: delete a study; and by their icons, to create one, to write a note, to fail a trial.
+_VIEWERS_STYLE = """
+<style>
+[aria-label="rename study"], [aria-label="delete study"],
+button:has([data-testid="AddBoxIcon"]), button:has([data-testid="EditIcon"]),
+button:has([data-testid="StopCircleIcon"]) { display: none !important }
+</style>
+"""
+#: Where an editor's page finds what says why a change was refused.
+REFUSED_SCRIPT = "/refused.js"
 _LOG_IN_POLICY = "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'"
 
 
@@ -196,8 +207,8 @@ def gate(
         if side is None and request.method not in READING_METHODS:
             return _told(403, "You may look here, but change nothing (read-only).")
         answer = WerkzeugResponse.from_app(side or sides.viewer, request.environ)
-        if passwords is not None and answer.mimetype == "text/html":
-            _add_bar(answer, "viewer" if side is None else "editor")
+        if answer.mimetype == "text/html":
+            _add_to_page(answer, is_viewer=side is None, has_log_in=passwords is not None)
         return answer
 
     @app.after_request
@@ -311,11 +322,12 @@ def _local_path(wanted: str | None) -> str:
     return start if wanted == "/" else wanted
 
 
-def _add_bar(answer: WerkzeugResponse, role: Role) -> None:
-    """Say in the page who is logged in, with the button that ends it."""
+def _add_to_page(answer: WerkzeugResponse, *, is_viewer: bool, has_log_in: bool) -> None:
+    """Say in the page who is logged in, with the button that ends it; hide what viewers may not."""
     if answer.status_code != 200 or request.method != "GET":
         return
-    words = "Editor" if role == "editor" else "Viewer: read-only"
-    bar = _BAR.replace("ROLE", words)
+    added = _VIEWERS_STYLE if is_viewer else f'<script src="{REFUSED_SCRIPT}"></script>'
+    if has_log_in:
+        added += _BAR.replace("ROLE", "Viewer: read-only" if is_viewer else "Editor")
     text = answer.get_data(as_text=True)
-    answer.set_data(text.replace("</body>", f"{bar}</body>", 1))
+    answer.set_data(text.replace("</body>", f"{added}</body>", 1))

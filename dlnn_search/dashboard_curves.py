@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 
 import optuna
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ from dlnn_search.report.regions import narrowing_figure, narrowing_of
 from dlnn_search.report.words import metric_name, metric_unit
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.schema import curves, slots
 
 #: The dashboard loads every figure at each refresh: this many trials, the best ones, are enough.
@@ -30,22 +32,31 @@ log = logging.getLogger(__name__)
 
 def paint(database: Database, ended: threading.Event) -> None:
     """Keep every study's figure up to date until it ended: one painter, so none is half-drawn."""
-    painted: dict[int, tuple[int, int]] = {}
+    painted: dict[int, tuple[int, int, str]] = {}
+    told: set[str] = set()
     while True:
         try:
             for study in all_studies(database):
                 state = _state(database, study)
-                if state != painted.get(study.id) and state[0]:
-                    _put_figure(database, study)
-                    painted[study.id] = state
+                if state == painted.get(study.id) or not state[0]:
+                    continue
+                lost = lost_words(database, study.id, study.name)
+                if lost is None:
+                    # It may be deleted in this very moment: the next round says so.
+                    with suppress(KeyError):
+                        _put_figure(database, study)
+                        painted[study.id] = state
+                elif lost not in told:
+                    told.add(lost)
+                    log.warning("%s", lost)
         except DlnnSearchError as error:  # the database is away: the next round may find it
             log.warning("The learning curves could not be drawn: %s", error)
         if ended.wait(REFRESH_SECONDS):
             return
 
 
-def _state(database: Database, study: StoredStudy) -> tuple[int, int]:
-    """Return what changes whenever a curve does: epochs stored, and slots settled."""
+def _state(database: Database, study: StoredStudy) -> tuple[int, int, str]:
+    """Return what changes whenever a curve does: epochs stored, slots settled; and its title."""
     with database.transaction() as connection:
         epochs = connection.scalar(
             sa.select(sa.func.count())
@@ -55,7 +66,7 @@ def _state(database: Database, study: StoredStudy) -> tuple[int, int]:
         done = connection.scalar(
             sa.select(sa.func.count()).where(slots.c.study_id == study.id, slots.c.state == "done")
         )
-    return epochs or 0, done or 0
+    return epochs or 0, done or 0, study.name
 
 
 def _put_figure(database: Database, study: StoredStudy) -> None:

@@ -31,6 +31,11 @@ Space = Callable[[optuna.Trial], Config]
 
 #: A name is a folder's name and a part of a URL, too.
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+#: How Optuna's errors begin of a parameter whose choices or kind changed.
+_CHANGING = (
+    "CategoricalDistribution does not support dynamic value space",
+    "Cannot set different distribution kind",
+)
 _ANY_DATA: TypeAdapter[Data] = TypeAdapter(Data)
 
 
@@ -276,7 +281,7 @@ class Study:
         except Exception as error:
             raise StudyError(
                 f"The space of '{self.name}' failed: {self._line(error)}"
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{_way_out(error)}"
             ) from error
         if not isinstance(config, Config):
             raise StudyError(
@@ -413,6 +418,16 @@ def _python_s(value: Any) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _way_out(error: Exception) -> str:
+    """Return what helps where Optuna finds that a parameter is another one than before."""
+    if not str(error).startswith(_CHANGING) or not isinstance(error, ValueError):
+        return ""
+    return (
+        " A parameter has the same choices, and the same kind, in every trial. Where they depend "
+        "on another parameter, use two names, such as 'units_small' and 'units_large'."
+    )
 
 
 @lru_cache(maxsize=64)  # asked for with each config, and parsing takes milliseconds

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import importlib.util
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +27,47 @@ def studies_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "studies"
 
 
-def built_in_studies() -> dict[str, Path]:
-    """Return the built-in studies' files by name, sorted."""
-    return {
+def built_in_studies(folder: Path | None = None) -> dict[str, Path]:
+    """Return the built-in studies' files by name, sorted; of another folder than today's if given.
+
+    While an earlier version of one is read, those that were kept with it go before today's.
+    """
+    today = {
         path.stem.replace("_", "-"): path
-        for path in sorted(studies_folder().glob("*.py"))
+        for path in sorted((folder or studies_folder()).glob("*.py"))
         if not path.stem.startswith("_")
     }
+    kept = _kept_with.get() if folder is None else None
+    return today if kept is None else {**today, **built_in_studies(kept)}
+
+
+#: The folder of the earlier version that is being read.
+_kept_with: ContextVar[Path | None] = ContextVar("kept_with", default=None)
+
+
+def earlier_version(study: Study, code: str) -> Study | None:
+    """Return a built-in study as it was when a database stored its code, if that was kept.
+
+    `studies/earlier/HASH/` holds its file, and those of built-in studies that it was made from;
+    the hash is `code_hash` of the code in its definition.
+    """
+    if study.file not in {str(path.resolve()) for path in built_in_studies().values()}:
+        return None
+    folder = studies_folder() / "earlier" / code_hash(code)
+    path = folder / Path(study.file).name
+    if not path.is_file():
+        return None
+    token = _kept_with.set(folder)
+    try:
+        found = _load_file(path)
+    finally:
+        _kept_with.reset(token)
+    return found if study.name == found.name else found.quick_version()
+
+
+def code_hash(code: str) -> str:
+    """Return 12 hexadecimal digits of a definition's code."""
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 
 def is_built_in(name: str) -> bool:

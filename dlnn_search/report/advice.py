@@ -44,6 +44,7 @@ def advice(facts: Facts) -> list[str]:
             _no_worker,
             _troubled,
             _stopped_by_bug,
+            _fruitless,
             _killed,
             _out_of_memory,
             _diverging,
@@ -82,10 +83,25 @@ def _troubled(facts: Facts) -> Iterator[str]:
 
 def _stopped_by_bug(facts: Facts) -> Iterator[str]:
     if is_bug(facts.status):
-        yield (
-            "The study was stopped since trial after trial failed by the same kind of bug: mend "
-            f"it, check it with 'dlnn-search validate {facts.status.name}', and start it again."
-        )
+        yield f"The study was stopped since its trials failed by a bug. {mend_words(facts.status)}"
+
+
+def _fruitless(facts: Facts) -> Iterator[str]:
+    if facts.status.is_fruitless:
+        yield f"Every trial failed. {mend_words(facts.status)}"
+
+
+def mend_words(status: StudyStatus) -> str:
+    """Return how to go on with a study that fails by its own fault."""
+    last = "".join(
+        f" The last one that failed said: {each.last_reason}" for each in status.failures[:1]
+    )
+    fresh = " with --fresh, since trials of two definitions are not comparable"
+    return (
+        f"Mend the study, check it with 'dlnn-search validate {status.name}', and start it again"
+        f"{fresh if status.has_results else ''}; its trials so far are then kept under another "
+        f"name.{last}"
+    )
 
 
 def is_bug(status: StudyStatus) -> bool:

@@ -20,8 +20,11 @@ MEGABYTE = 1e6
 def print_checks(console: Console, study: Study, checks: Iterable[Checked]) -> int:
     """Print a line a config, and what the search will take; return how many cannot work."""
     good: list[Checked] = []
-    n_bad = 0
+    n_bad = n_refused = 0
     for check in checks:
+        if check.is_refused:
+            n_refused += 1
+            continue
         if check.error is not None:
             n_bad += 1
             console.print("FAILS ", style="bold red", end="")
@@ -45,6 +48,12 @@ def print_checks(console: Console, study: Study, checks: Iterable[Checked]) -> i
             f"{max(c.memory_bytes for c in good) / MEGABYTE:,.0f} MB beside TensorFlow's own. "
             f"A trial takes {duration(seconds[0])} to {duration(seconds[-1])} here, {study.trials} "
             f"trials about {duration(middle * study.trials)} of one worker's time, unpruned.",
+            soft_wrap=True,
+        )
+    if n_refused:
+        console.print(
+            f"{n_refused} draws are infeasible: the space refuses them (optuna.TrialPruned). A "
+            "search draws others instead.",
             soft_wrap=True,
         )
     if n_bad:

@@ -121,6 +121,16 @@ class StudyStatus:
         return sum(self.counts.get(key, 0) for key in ("complete", "pruned", "failed"))
 
     @property
+    def has_results(self) -> bool:
+        """Whether a trial tells something of its config: an edited study then has to begin anew."""
+        return bool(self.counts.get("complete", 0) + self.counts.get("pruned", 0))
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether the budget is used up, and every trial failed."""
+        return self.use.exhausted_by is not None and bool(self.n_done) and not self.has_results
+
+    @property
     def is_over(self) -> bool:
         """Whether no worker has anything to do, now or later, unless it is asked again."""
         if self.use.exhausted_by is not None:

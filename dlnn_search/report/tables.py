@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlnn_search.errors import StorageError
+from dlnn_search.report.advice import mend_words
 from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
 from dlnn_search.report.words import duration, metric_name, metric_value
 from dlnn_search.search.convergence import CONVERGED
@@ -215,7 +216,11 @@ def print_end(
             + ", ".join(
                 f"{status.counts.get(key, 0)} {key}" for key in ("complete", "pruned", "failed")
             )
-            + ("." if is_linked else f". More: {again} --trials {2 * status.budget}{storage}"),
+            + (
+                "."
+                if is_linked or status.is_fruitless
+                else f". More: {again} --trials {2 * status.budget}{storage}"
+            ),
         )
     if status.best is None or status.best.value is None:
         if status.n_done:
@@ -223,6 +228,8 @@ def print_end(
                 console,
                 f"No trial came to its end. See why: dlnn-search trials {status.name}{storage}",
             )
+        if status.is_fruitless:
+            _say(console, f"{mend_words(status)}\n  {again} --fresh{storage}")
         return
     if is_linked:
         return

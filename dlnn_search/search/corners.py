@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -16,6 +17,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from dlnn_search.config import Config
+from dlnn_search.errors import StudyError
+from dlnn_search.search.failures import MAX_DRAWS, REFUSES_ALL
 from dlnn_search.study import Study
 
 #: An integer of at most so many values counts something: layers, stages.
@@ -151,10 +154,25 @@ def at_share(distribution: BaseDistribution, share: float) -> Any:
 
 
 def middle_config(study: Study) -> Config:
-    """Return the config in the middle of a study's space, drawn beside the database.
+    """Return the config in the middle of a study's space, or, if that is refused, some other.
 
     Raises:
-        StudyError: If the space fails or makes an invalid config.
+        StudyError: If the space fails, makes an invalid config, or refuses `MAX_DRAWS` draws.
     """
     sampler = Chooser(lambda _, distribution: middle(distribution))
-    return study.config(optuna.create_study(sampler=sampler).ask())
+    with suppress(optuna.TrialPruned):
+        return study.config(optuna.create_study(sampler=sampler).ask())
+    return example_config(study)
+
+
+def example_config(study: Study) -> Config:
+    """Return some config of a study's space, drawn beside the database.
+
+    Raises:
+        StudyError: If the space fails, makes an invalid config, or refuses `MAX_DRAWS` draws.
+    """
+    search = optuna.create_study(sampler=RandomSampler(seed=0))
+    for _ in range(MAX_DRAWS):
+        with suppress(optuna.TrialPruned):
+            return study.config(search.ask())
+    raise StudyError(f"{study.name}: {REFUSES_ALL}")

@@ -16,11 +16,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search import optuna_version
-from dlnn_search.config import Config
-from dlnn_search.errors import StorageError, StudyError, UsageError, did_you_mean
+from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.optuna_version import opened, study_id_of, trial_id_of
 from dlnn_search.search.coarse_to_fine import CoarseToFine
-from dlnn_search.search.failures import MAX_DRAWS, REFUSES_ALL
 from dlnn_search.search.first_trials import first_trials
 from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
 from dlnn_search.search.pruning import make_pruner
@@ -171,19 +169,6 @@ def open_optuna_study(study: Study, database: Database) -> optuna.Study:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 made.set_metric_names([study.metric.replace("_", " ")])
         return opened(made, storage)
-
-
-def example_config(study: Study) -> Config:
-    """Return some config of a study's space, drawn beside the database.
-
-    Raises:
-        StudyError: If the space fails, makes an invalid config, or refuses `MAX_DRAWS` draws.
-    """
-    search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(MAX_DRAWS):
-        with suppress(optuna.TrialPruned):
-            return study.config(search.ask())
-    raise StudyError(f"{study.name}: {REFUSES_ALL}")
 
 
 def storage_of(optuna_study: optuna.Study) -> TrialStorage:

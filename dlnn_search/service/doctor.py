@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+from sqlalchemy.engine import make_url
 
 from dlnn_search import __version__
 from dlnn_search.data.catalog import catalog
@@ -177,7 +178,8 @@ def _database(storage: str | None) -> Iterator[Finding]:
         yield Finding("note", "PostgreSQL", "no driver: pip install 'dlnn-search[postgres]'")
     try:
         url = database_url(storage)
-        if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
             yield Finding("good", "database", f"{shown(url)} will be made by the first start")
             return
         database = open_database(url, create=False, read_only=True)

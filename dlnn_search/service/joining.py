@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from dlnn_search.config import OwnData
 from dlnn_search.data.identity import identity_of
-from dlnn_search.search.optuna_study import example_config
+from dlnn_search.own_code import register
+from dlnn_search.search.corners import example_config
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, check_data, join
+from dlnn_search.storage.definitions import (
+    StoredStudy,
+    all_studies,
+    check_data,
+    is_same,
+    join,
+)
 from dlnn_search.storage.links import parent_of
 from dlnn_search.study import Study
+from dlnn_search.study_files import earlier_version
+
+
+def as_stored(study: Study, database: Database) -> Study:
+    """Return a study as its search began, where this version of the program still has that.
+
+    That is a built-in study's earlier file; or, of a study whose helper modules an earlier version
+    found by `PYTHONPATH` and did not count in, the study without them.
+    """
+    stored = next((known for known in all_studies(database) if known.name == study.name), None)
+    if stored is None or is_same(stored, study.definition()):
+        return study
+    former = dataclasses.replace(study, helpers=())
+    for candidate in (earlier_version(study, stored.definition["code"]), former):
+        if candidate is not None and is_same(stored, candidate.definition()):
+            study = candidate
+            break
+    register(study.own_code())
+    return study
 
 
 def join_study(study: Study, database: Database) -> StoredStudy:

@@ -12,13 +12,13 @@ import optuna
 from dlnn_search import data
 from dlnn_search.config import Config
 from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
-from dlnn_search.report.advice import is_bug
+from dlnn_search.report.advice import is_bug, mend_words
 from dlnn_search.report.live import LiveView
 from dlnn_search.report.status import StudyStatus, study_status
+from dlnn_search.search.corners import example_config
 from dlnn_search.search.optuna_study import (
     check_libraries,
     choose_sampler,
-    example_config,
     open_optuna_study,
     sampler_of_name,
 )
@@ -26,7 +26,7 @@ from dlnn_search.search.sweep import sweep
 from dlnn_search.service.convergence import converged_words, settle
 from dlnn_search.service.detach import LOG_NAME, Background, PidFile, run_in_background
 from dlnn_search.service.gpus import Seat, plan_seats
-from dlnn_search.service.joining import check_pictures
+from dlnn_search.service.joining import as_stored, check_pictures
 from dlnn_search.service.logs import logs_folder
 from dlnn_search.service.measured_rate import measure
 from dlnn_search.service.supervisor import Supervisor
@@ -261,6 +261,9 @@ def _prepared(
     example = example_config(study)
     database = open_database(url, create=True)
     try:
+        begun = study if wishes.fresh else as_stored(study, database)
+        if begun is not study:
+            study, example = begun, example_config(begun)
         stored = register(
             database, study.name, study.definition(), file=study.file, fresh=wishes.fresh, say=say
         )
@@ -322,9 +325,8 @@ def _run(
     status = prepared.status()
     if is_bug(status):
         raise StudyError(
-            f"The study '{stored.name}' was stopped: trial after trial failed by a bug, the last "
-            f"one so:\n{(status.control_reason or '').strip()}\nMend the study, check it with "
-            f"'dlnn-search validate', and start it again."
+            f"The study '{stored.name}' was stopped: its trials failed by a bug, the last one so:\n"
+            f"{(status.control_reason or '').strip()}\n{mend_words(status)}"
         )
     return Ended(status, by_itself)
 

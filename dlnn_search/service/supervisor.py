@@ -42,7 +42,9 @@ MAX_CRASHES = 5
 MAX_CRASHES_BESIDE_OTHERS = 20
 STEADY_SECONDS = 120.0
 #: Errors that a new process would only meet again.
-FATAL_EXIT_CODES = {error.exit_code: error for error in (UsageError, StudyError, DataError)}
+FATAL_EXIT_CODES: dict[int, type[DlnnSearchError]] = {
+    error.exit_code: error for error in (UsageError, StudyError, DataError)
+}
 #: After the second Ctrl-C a worker has that long to give its slot back.
 GRACE_SECONDS = 5.0
 #: SIGTERM comes from what kills 30 s later (Slurm, Kubernetes) or earlier (compose: see its

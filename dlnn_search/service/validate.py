@@ -18,7 +18,7 @@ from dlnn_search.errors import DlnnSearchError
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import Shape, foreseen
-from dlnn_search.search.corners import corner_trials
+from dlnn_search.search.corners import corner_trials, example_config
 from dlnn_search.study import Study, UnstorableError
 from dlnn_search.training.augment import augmenter
 from dlnn_search.training.optimizer import make_optimizer
@@ -44,6 +44,8 @@ class Checked:
         error: Why it cannot work; None if it does.
         memory_bytes: An estimate: weights, optimiser, and one batch's activations.
         trial_seconds: An estimate from one step, for all epochs on this machine, alone on it.
+        is_refused: The space forbids these parameters, by `optuna.TrialPruned`: a search draws
+            others, and nothing was built.
     """
 
     params: dict[str, Any]
@@ -51,31 +53,40 @@ class Checked:
     n_parameters: int = 0
     memory_bytes: int = 0
     trial_seconds: float = 0.0
+    is_refused: bool = False
 
 
 def validate(study: Study) -> Iterator[Checked]:
     """Build the corners of a study's space and some random configs, and train each a step.
 
     Raises:
-        StudyError: If the space itself fails.
+        StudyError: If the space itself fails, or refuses all draws.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    configs: list[tuple[dict[str, Any], Config | str]] = []
+    drawn: Config | str | None = None  # a config, an error, or refused
 
     def ask(trial: optuna.Trial) -> None:
+        nonlocal drawn
         try:
-            configs.append(({}, study.config(trial)))
+            drawn = study.config(trial)
+        except optuna.TrialPruned:
+            drawn = None
         except UnstorableError:
             raise  # no config is to blame, and all would say so
         except DlnnSearchError as error:
-            configs.append(({}, str(error)))
+            drawn = str(error)
 
+    n_feasible = 0
     for trial in corner_trials(ask, N_RANDOM):
-        config = configs[-1][1]
-        if isinstance(config, str):
-            yield Checked(dict(trial.params), config)
+        n_feasible += drawn is not None
+        if drawn is None:
+            yield Checked(dict(trial.params), None, is_refused=True)
+        elif isinstance(drawn, str):
+            yield Checked(dict(trial.params), drawn)
         else:
-            yield check(dict(trial.params), config)
+            yield check(dict(trial.params), drawn)
+    if not n_feasible:
+        yield check({}, example_config(study))
 
 
 def check(params: dict[str, Any], config: Config) -> Checked:

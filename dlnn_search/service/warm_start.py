@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from dlnn_search.named_configs import NAMED, find_config
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.report.status import best_trials
 from dlnn_search.search.axes import fits
+from dlnn_search.search.failures import MAX_DRAWS
 from dlnn_search.service.linked import identity
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.definitions import StoredStudy, find
@@ -108,7 +110,13 @@ def _enqueue_trials(
         for trial in best:
             name = f"Trial {trial.number} of {source.name}"
             given = params.get(trial.trial_id or -1, {})
-            taken, left, new = agreeing(study, given)
+            try:
+                taken, left, new = agreeing(study, given)
+            except optuna.TrialPruned:
+                said.append(
+                    f"{name}: this study's space refuses it (optuna.TrialPruned); left out."
+                )
+                continue
             if not taken:
                 said.append(f"{name}: no parameter that this study's space has; left out.")
                 continue
@@ -135,6 +143,9 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
 
     Returns:
         The values that fit; the others, with why; the names of what the space asks besides.
+
+    Raises:
+        TrialPruned: If the space refuses the values, whatever is drawn besides.
     """
     asked: dict[str, BaseDistribution] = {}
 
@@ -151,7 +162,14 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
                 return given[param_name]
             return super().sample_independent(study, trial, param_name, param_distribution)
 
-    study.config(optuna.create_study(sampler=_Given(seed=0)).ask())
+    search = optuna.create_study(sampler=_Given(seed=0))
+    for n_left in reversed(range(MAX_DRAWS)):
+        try:
+            study.config(search.ask())
+            break
+        except optuna.TrialPruned:  # it may be for what was drawn beside
+            if not n_left:
+                raise
     taken, left = {}, []
     for name, value in given.items():
         shown = f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
@@ -160,8 +178,18 @@ def agreeing(study: Study, given: dict[str, Any]) -> tuple[dict[str, Any], list[
         elif fits(value, asked[name]):
             taken[name] = value
         else:
-            left.append(f"{shown} (outside of {_range_words(asked[name])})")
+            left.append(f"{shown} ({_why_not(value, asked[name])})")
     return taken, left, [name for name in asked if name not in taken]
+
+
+def _why_not(value: Any, distribution: BaseDistribution) -> str:
+    """Return why a parameter cannot have a value."""
+    step, low = getattr(distribution, "step", None), getattr(distribution, "low", None)
+    is_number = isinstance(value, int | float) and low is not None
+    if not is_number or not step or not low <= value <= getattr(distribution, "high", low):
+        return f"outside of {_range_words(distribution)}"
+    below = low + math.floor((value - low) / step) * step
+    return f"off the grid: the nearest values are {below:.6g} and {below + step:.6g}"
 
 
 def _range_words(distribution: BaseDistribution) -> str:

@@ -28,7 +28,7 @@ from dlnn_search.search.sweep import sweep, tell_what_is_untold
 from dlnn_search.service.convergence import stop_if_converged
 from dlnn_search.service.ending import Ending
 from dlnn_search.service.interruption import Interruption
-from dlnn_search.service.joining import join_study
+from dlnn_search.service.joining import as_stored, join_study
 from dlnn_search.service.measured_rate import with_kept_rate
 from dlnn_search.service.memory import MemoryWatch
 from dlnn_search.storage.budget import budget_use
@@ -89,6 +89,8 @@ def run_worker(
         StorageError, DataError: If the database, the disk or the data fails for good; what was
             begun goes on from its checkpoint at the next start.
     """
+    named = study
+    study = database.retrying(lambda: as_stored(named, database))
     stored = join_study(study, database)
     study = database.retrying(lambda: with_kept_rate(study, database, stored))
     interrupted = Interruption(alone=about.get("supervisor") is None)
@@ -408,7 +410,7 @@ class _Worker:
         if stopped:
             raise StudyError(
                 f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
-                "Mend the study, then start it again."
+                "Mend the study, then start it again, with --fresh where a trial has a result."
             )
 
     def _stop(self, why: str | None) -> None:

@@ -22,6 +22,7 @@ from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
 from dlnn_search.storage import schema
 from dlnn_search.storage.backup_optuna import read_optuna_study
 from dlnn_search.storage.budget import held_seconds, wall_used
+from dlnn_search.storage.halves import SLOT_ATTRIBUTE
 from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 
 Row = dict[str, Any]
@@ -134,16 +135,18 @@ def read_study(connection: Connection, storage: BaseStorage, name: str) -> Study
             query = query.order_by(schema.ledger.c.id)
         rows[name_] = [dict(row) for row in connection.execute(query).mappings()]
     optuna_study, trials, numbers_by_id = read_optuna_study(storage, name)
+    owners = {trial["number"]: trial["user_attrs"].get(SLOT_ATTRIBUTE) for trial in trials}
     for row in rows["slots"]:
-        if (
-            row["trial_id"] is not None
-            and numbers_by_id.get(row["trial_id"]) != row["trial_number"]
+        number = row["trial_number"]
+        if row["trial_id"] is None or (
+            numbers_by_id.get(row["trial_id"]) == number
+            and owners[number] in (None, row["number"])  # None: a trial of the first version
         ):
-            raise StudyError(
-                f"Trial {row['trial_number']} of the study '{name}' is gone from Optuna's tables: "
-                "another program deleted or renamed the study there. "
-                f"'dlnn-search status {name}' says what to do."
-            )
+            continue
+        raise StudyError(
+            f"Trial {number} of the study '{name}' is gone from Optuna's tables: another program "
+            f"deleted or renamed the study there. 'dlnn-search status {name}' says what to do."
+        )
     return StudyRows(
         study=_study_row(dict(study), float(used)),
         rows={table: [_by_number(table, row, numbers) for row in rows[table]] for table in TABLES},

@@ -222,7 +222,7 @@ def database_url(given: str | None, password: str = STORAGE_PASSWORD) -> str:
     """
     text = given or os.environ.get("DLNN_SEARCH_STORAGE") or DEFAULT_URL
     try:
-        url = make_url(text)
+        url = make_url(sqlite.with_whole_path(text))
     except (sa.exc.ArgumentError, ValueError):
         raise _no_address() from None
     backend = url.get_backend_name()
@@ -363,7 +363,10 @@ def _engine_kwargs(url: str, read_only: bool = False) -> dict[str, Any]:
     if make_url(url).get_backend_name() != "sqlite":
         settings = _connection_settings(url)
         if read_only:
-            settings["options"] = "-c default_transaction_read_only=on"
+            # After the address's own, which would be overwritten: of two settings the last counts.
+            own = make_url(url).query.get("options", ())
+            asked = [own] if isinstance(own, str) else list(own)
+            settings["options"] = " ".join([*asked, "-c default_transaction_read_only=on"])
         return {
             "pool_pre_ping": True,
             # A worker reports, renews and claims one thing after the other: it keeps one open.

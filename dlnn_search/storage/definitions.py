@@ -329,6 +329,11 @@ def _has_trials_in(connection: Connection, study_id: int) -> bool:
     return bool(begun)
 
 
+def is_same(stored: StoredStudy, definition: dict[str, Any]) -> bool:
+    """Whether trials of a study and of a stored one are comparable."""
+    return not _differences(stored.definition, definition)
+
+
 def _differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     def as_lines(definition: dict[str, Any]) -> list[str]:
         settings = definition["settings"]

@@ -28,7 +28,7 @@ from dlnn_search.storage.events import insert_event
 from dlnn_search.storage.optuna_storage import rename_within
 from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.presence import searching
-from dlnn_search.storage.schema import artifacts, ledger, slots, studies
+from dlnn_search.storage.schema import artifacts, curves, events, ledger, slots, studies, workers
 from dlnn_search.storage.sweep import folders_beside
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
@@ -150,8 +150,13 @@ def delete_study(
                 storage.delete_study(optuna_id)
 
     def delete_ours() -> None:
+        ids = [row.id for row in family]
+        of_slots = curves.c.slot_id.in_(sa.select(slots.c.id).where(slots.c.study_id.in_(ids)))
         with database.transaction() as connection:
-            connection.execute(studies.delete().where(studies.c.id.in_([row.id for row in family])))
+            connection.execute(curves.delete().where(of_slots))
+            for table in (artifacts, events, workers, slots):
+                connection.execute(table.delete().where(table.c.study_id.in_(ids)))
+            connection.execute(studies.delete().where(studies.c.id.in_(ids)))
 
     with storage_errors(database.url):
         database.at_once(delete_optunas, delete_ours)
@@ -227,14 +232,16 @@ def archive(database: Database, study_id: int, name: str) -> str:
     """
     moved: dict[int, dict[int, int]] = {}
     free: str | None = None
-    if not database.joins:
-        with database.transaction() as connection:
-            family = _idle_family(connection, database, study_id, name)
-        with storage_errors(database.url), database.transaction() as connection:
-            free = _free_name(connection, database, name)
-        for row in family:
-            if _optuna_id(database, row) is not None:
-                moved[row.id] = _moved(database, row, free + row.name.removeprefix(name))
+    with database.transaction() as connection:
+        family = _idle_family(connection, database, study_id, name)
+    with storage_errors(database.url):
+        optuna_ids = {row.id: _optuna_id(database, row) for row in family}
+        if not database.joins:
+            with database.transaction() as connection:
+                free = _free_name(connection, database, name)
+            for row in family:
+                if optuna_ids.pop(row.id) is not None:
+                    moved[row.id] = _moved(database, row, free + row.name.removeprefix(name))
     with storage_errors(database.url), database.together(), database.transaction() as connection:
         family = _idle_family(connection, database, study_id, name)
         new_name = free or _free_name(connection, database, name)
@@ -243,7 +250,7 @@ def archive(database: Database, study_id: int, name: str) -> str:
             reason = f"The study is archived as '{new[row.id]}', and '{row.name}' begins anew."
             change_control(connection, row.id, "stop", reason)
             _have_trials(connection, moved.get(row.id, {}))
-            optuna_id = _optuna_id(database, row) if database.joins else None
+            optuna_id = optuna_ids.get(row.id)
             if optuna_id is not None:
                 rename_within(database.optuna, optuna_id, new[row.id])
             for column in (studies.c.name, studies.c.parent, ledger.c.study):

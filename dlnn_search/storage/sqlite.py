@@ -7,6 +7,7 @@ import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote as quote_word
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from dlnn_search.errors import StorageError
+from dlnn_search.errors import StorageError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,23 @@ def _connect_to_read(path: Path, how: str) -> sqlite3.Connection:
     )
 
 
+def with_whole_path(text: str) -> str:
+    """Return an address in which a '?' of an SQLite file's path ends that path no more.
+
+    Raises:
+        UsageError: If it begins options, as another program may take them.
+    """
+    if not text.startswith("sqlite:") or text.startswith("sqlite:///file:"):
+        return text
+    options = text.partition("?")[2]
+    if "=" in options and "/" not in options:
+        raise UsageError(
+            f"Expected sqlite:///FILE without options, got '?{options}'. Leave it out; in a file's "
+            "name, write '?' as %3F."
+        )
+    return text.replace("?", "%3F")
+
+
 def look_for_file(url: str, *, create: bool) -> None:
     """Make the database's folder, or say that there is no database.
 
@@ -102,7 +120,7 @@ def look_for_file(url: str, *, create: bool) -> None:
     if path.is_dir():
         raise StorageError(
             f"Expected an SQLite file, got the folder '{path}'. "
-            f"Name a file in it: --storage sqlite:///{path / 'dlnn.db'}"
+            f"Name a file in it: --storage {quote_word(f'sqlite:///{path}/dlnn.db')}"
         )
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)

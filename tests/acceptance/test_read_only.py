@@ -120,9 +120,9 @@ def test_a_dashboard_to_look_at_is_served(read_only: ReadOnly) -> None:
         text=True,
     ) as process:
         try:
-            output = process.stdout
-            assert output is not None
-            address = wait_for("its address", lambda: re.search(r"http://\S+/", output.readline()))
+            said = process.stdout
+            assert said is not None
+            address = wait_for("its address", lambda: re.search(r"http://\S+/", said.readline()))
             with urllib.request.urlopen(f"{address[0]}api/studies") as answer:
                 assert b'"tiny"' in answer.read()
         finally:

@@ -1,5 +1,7 @@
 """`validate` finds the config that cannot work before a search does."""
 
+import re
+
 from .command_line import Place
 
 STUDY_ERROR = 3
@@ -64,3 +66,19 @@ def test_choices_that_a_database_changes_are_refused_before_anything_is_stored(
         assert done.both.count("lets 'levels' choose (1,): expected text, numbers") == 1
         assert "Warning" not in done.both and "FAILS" not in done.both
     assert [path.name for path in place.folder.iterdir()] == ["tuples.py"]
+
+
+REFUSES = """
+    if len(blocks) == 4:
+        raise optuna.TrialPruned
+"""
+
+
+def test_what_a_space_refuses_is_counted_and_no_failure(place: Place) -> None:
+    code = SHRINKS.replace("LEVELS", "2").replace(
+        "    return Config(", f"{REFUSES}    return Config("
+    )
+    (place.folder / "refuses.py").write_text(code)
+    told = place.succeed("validate", "refuses.py")
+    assert "FAILS" not in told and "configs work" in told
+    assert re.search(r"[1-9]\d* draws are infeasible: the space refuses them", told)

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 from werkzeug.test import Client
 
-from dlnn_search.dashboard import _application
+from dlnn_search.dashboard import _application, _remembering
 from dlnn_search.dashboard_curves import learning_curves
 from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
@@ -26,7 +26,7 @@ def test_importances_of_a_study_without_parameters_are_none_and_no_error(
         given.add_trial(optuna.create_trial(value=float(number)))
         searched.enqueue_trial({"x": number / 4})
     searched.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=4)
-    client = Client(_application(database))
+    client = Client(_application(_remembering(database)))
 
     def importances(study_id: int) -> Any:
         answer = client.get(f"/api/studies/{study_id}/param_importances")

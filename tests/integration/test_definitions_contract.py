@@ -99,9 +99,11 @@ def test_pictures_may_still_change_before_the_first_trial(database: Database) ->
 OTHER = {**DEFINITION, "code": "def space(trial):\n    return trial.suggest_int('units', 8, 128)"}
 
 
-def ended(database: Database, *outcomes: str) -> StoredStudy:
+def ended(
+    database: Database, *outcomes: str, definition: dict[str, Any] = DEFINITION
+) -> StoredStudy:
     """Return a study in both halves, one of whose trials came to each of these ends."""
-    stored = register(database, "mine", DEFINITION)
+    stored = register(database, "mine", definition)
     study = optuna.create_study(study_name="mine", storage=database.optuna)
     slots = Slots(database, stored.id)
     slots.extend_to(len(outcomes) + 1)
@@ -178,12 +180,7 @@ def test_each_archived_study_has_a_name_of_its_own_and_its_linked_ones_follow(
         path = connection.scalar(sa.select(artifacts.c.path))
     assert path == "checkpoints/mine-old-1/0/last.npz"
     assert (database.files / path).is_file()
-    ended_again = find(database, "mine")
-    Slots(database, ended_again.id).extend_to(1)
-    slot = Slots(database, ended_again.id).claim("w")
-    assert slot is not None
-    Slots(database, ended_again.id).begin(slot, trial_id=99, trial_number=0)
-    Slots(database, ended_again.id).settle(slot, "failed")
+    ended(database, "failed", definition=OTHER)
     register(database, "mine", OTHER, fresh=True)
     names = {study.name for study in all_studies(database)}
     assert names == {"mine", "mine-old-1", "mine-old-1-confirm", "mine-old-2"}
@@ -193,7 +190,8 @@ def test_each_archived_study_has_a_name_of_its_own_and_its_linked_ones_follow(
 def test_a_study_does_not_begin_anew_while_a_worker_holds_a_trial(
     database: Database, fresh: bool
 ) -> None:
-    stored = begun(database)
+    stored = ended(database, "failed")
+    assert Slots(database, stored.id).claim("w") is not None
     with pytest.raises(
         UsageError, match=r"is being searched by 1 worker.*dlnn-search stop mine --now"
     ):

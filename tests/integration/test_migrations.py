@@ -10,6 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -21,12 +23,14 @@ from dlnn_search.cli_storage import upgrade
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError
 from dlnn_search.report.status import study_status
+from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
 from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import migrations, schema
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import find
 from dlnn_search.storage.ledger import openings
+from dlnn_search.storage.slots import Slots
 from dlnn_search.study import Study
 
 from .version_1 import Rows, make_version_1
@@ -103,6 +107,42 @@ def test_an_upgraded_database_is_searched_on(address: str, old: Rows) -> None:
         TrialState.COMPLETE,
         TrialState.COMPLETE,
     ]
+
+
+def make_version_2(address: str) -> None:
+    """Let the old database be one of version 2: trial 1 has trial 0's result, slot 2 waits."""
+    engine = sa.create_engine(address)
+    with engine.begin() as connection:
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        alembic.command.stamp(config, "1")
+        alembic.command.upgrade(config, "2")
+        connection.exec_driver_sql("UPDATE dlnn_schema SET version = 2")
+        connection.exec_driver_sql("UPDATE dlnn_slots SET reused_from = 1 WHERE id = 2")
+        connection.exec_driver_sql("UPDATE dlnn_slots SET waits_for = 1 WHERE id = 3")
+    engine.dispose()
+
+
+def test_what_waited_and_what_was_a_duplicate_in_version_2_is_so_ever_after(
+    address: str, old: Rows
+) -> None:
+    make_version_2(address)
+    database = open_database(address, create=True)
+    with database.transaction() as connection:
+        slots = connection.execute(sa.select(schema.slots).order_by("number")).all()
+    assert [(row.state, row.waiting_reason, row.waits_for) for row in slots] == [
+        ("done", None, None),
+        ("done", None, None),
+        ("waiting", "duplicate", 1),
+        ("open", None, None),
+    ]
+    trials = optuna.load_study(study_name=STUDY.name, storage=database.optuna).trials
+    assert [trial.user_attrs.get(DUPLICATE_ATTRIBUTE) for trial in trials] == [None, 0]
+    stored = find(database, STUDY.name)
+    claimed = Slots(database, stored.id).claim("w")
+    assert claimed is not None and claimed.number == 2, "what it waited for is settled"
+    database.close()
 
 
 def test_who_only_looks_is_told_to_upgrade_and_changes_nothing(address: str, old: Rows) -> None:

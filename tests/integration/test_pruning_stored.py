@@ -5,12 +5,17 @@ from __future__ import annotations
 import optuna
 
 from dlnn_search import Clocks, Config, Mlp, Study
+from dlnn_search.report.status import study_status
 from dlnn_search.search.halving import Halving
 from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
+from dlnn_search.search.rung_values import StoredValues
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.twins import find_duplicate, settle_like
+
+from .slot_life import DEFINITION
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -68,3 +73,24 @@ def test_trials_may_be_judged_by_their_training_loss(database: Database) -> None
     # By the metric, which is noise at chance, the second one would pass.
     halving = Halving(2, factor=2, judge="train_loss")
     assert stopped_at(database, halving, [learns, sits]) == [None, 2]
+
+
+def test_a_duplicate_is_nobody_s_rival_and_in_no_estimate(database: Database) -> None:
+    stored = register(database, "some-study", DEFINITION)
+    slots = Slots(database, stored.id)
+    slots.extend_to(3)
+    search = optuna.create_study(study_name=stored.name, storage=database.optuna)
+    for number in range(3):
+        slot = slots.claim("w")
+        assert slot is not None
+        slots.begin(slot, 70 + number, number)
+        duplicate = find_duplicate(database, stored.id, slot, "same" if number < 2 else "other")
+        if duplicate is not None:
+            settle_like(database, stored.id, slot, duplicate)
+            continue
+        seconds = 1.0 + number
+        point = Point(1, {"loss": 0.5 + number}, seconds, 1.0)
+        assert add_point(database, slot.id, slot.fence, point)
+        slots.settle(slot, "complete", value=0.5)
+    assert sorted(StoredValues(database, "loss", "loss")(search, 1)) == [0, 2]
+    assert study_status(database, stored).mean_trial_seconds == 2.0

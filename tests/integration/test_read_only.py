@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dlnn_search.errors import StorageError
+from dlnn_search.storage.backup import back_up
 from dlnn_search.storage.control import set_control
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import all_studies, register
@@ -164,3 +165,13 @@ def test_a_missing_and_an_unreadable_file_are_told_apart(folder: Path) -> None:
     finally:
         if os.getuid() == 0:
             os.seteuid(0)
+
+
+def test_a_backup_is_written_through_a_database_that_is_opened_to_read(
+    database: Database, tmp_path: Path
+) -> None:
+    register(database, "one", DEFINITION)
+    with closing(open_database(database.url, create=False, read_only=True)) as reader:
+        copied, n_bytes = back_up(reader, None, tmp_path / "backup.zip")
+    assert [study.name for study in copied] == ["one"]
+    assert n_bytes == (tmp_path / "backup.zip").stat().st_size

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
 
+from dlnn_search.cli_options import storage_words
 from dlnn_search.config import Config, Mnist
 from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
 from dlnn_search.search.optuna_study import open_optuna_study
@@ -73,6 +77,33 @@ class TestAddresses:
         monkeypatch.setenv("DLNN_SEARCH_STORAGE", sqlite_url(tmp_path / "a.db"))
         assert database_url(None) == sqlite_url(tmp_path / "a.db")
         assert database_url(sqlite_url(tmp_path / "b.db")) == sqlite_url(tmp_path / "b.db")
+
+    def test_a_question_mark_in_a_path_does_not_cut_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "what? now"
+        for given in (f"sqlite:///{tmp_path}/what? now/d.db", "sqlite:///d.db"):
+            folder.mkdir(exist_ok=True)
+            monkeypatch.chdir(folder)
+            open_database(database_url(given), create=True).close()
+            assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+            assert sqlite3.connect(folder / "d.db").execute("SELECT * FROM dlnn_schema").fetchall()
+            with closing(
+                open_database(database_url(given), create=False, read_only=True)
+            ) as database:
+                assert database_url(database.shown) == database.url
+            shutil.rmtree(folder)
+
+    def test_options_of_sqlite_are_refused_in_words(self) -> None:
+        with pytest.raises(UsageError, match=r"without options, got '\?timeout=20'"):
+            database_url("sqlite:///d.db?timeout=20")
+
+    def test_a_printed_option_can_be_pasted_into_a_shell(self) -> None:
+        address = "postgresql+psycopg://u@/name?host=/run/x"
+        words = shlex.split(storage_words(address))
+        assert words[0] == "--storage"
+        assert sa.make_url(words[1]).query["host"] == "/run/x"
+        assert "'" in storage_words(address), "a shell takes a bare '?' for a pattern"
 
     @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
     def test_every_spelling_of_postgresql_means_the_driver_that_is_tested(

@@ -118,7 +118,7 @@ def test_a_config_that_is_trained_just_now_is_waited_for(
             "duplicate",
             first.id,
         )
-        assert (row["worker"], row["lease_ends_at"]) == (None, None), "nobody holds it"
+        assert (row["worker"], row["claimed_at"]) == (None, None), "nobody holds it"
         assert find_duplicate(database, study_id, waiting, "same") == duplicate, "its answer lost"
         slots.release(waiting)  # harmless: it was given back by waiting
     assert claimed(slots).number == 3, "who waits is passed over"

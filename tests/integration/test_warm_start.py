@@ -8,9 +8,20 @@ import numpy as np
 import optuna
 import pytest
 
-from dlnn_search import Config, Converged, Dense, FashionMnist, Mlp, RandomSearch, Study, Training
+from dlnn_search import (
+    Config,
+    Converged,
+    Dense,
+    Dropout,
+    FashionMnist,
+    Mlp,
+    RandomSearch,
+    Study,
+    Training,
+)
 from dlnn_search.errors import UsageError
-from dlnn_search.search.optuna_study import begin_trial, example_config, open_optuna_study
+from dlnn_search.search.corners import example_config
+from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.service.convergence import converged_words, settle, stop_if_converged
 from dlnn_search.service.warm_start import WarmStart, agreeing, warm_start
 from dlnn_search.storage.control import orders
@@ -84,6 +95,21 @@ def test_parameters_are_taken_where_the_spaces_agree_and_the_rest_is_told() -> N
         "optimizer=sgd (not in this space)",
     ]
     assert new == ["learning_rate", "layers"]
+
+
+def test_a_value_between_two_of_the_grid_is_told_with_both() -> None:
+    def space(trial: optuna.Trial) -> Config:
+        dropout = trial.suggest_float("dropout", 0.0, 0.5, step=0.1)
+        units = trial.suggest_int("units", 8, 64, step=8)
+        return Config(model=Mlp(blocks=(Dense(units=units), Dropout(rate=dropout))))
+
+    study = dataclasses.replace(TARGET, space=space)
+    _, left, _ = agreeing(study, {"dropout": 0.15, "units": 12})
+    assert left == [
+        "dropout=0.15 (off the grid: the nearest values are 0.1 and 0.2)",
+        "units=12 (off the grid: the nearest values are 8 and 16)",
+    ]
+    assert agreeing(study, {"dropout": 0.6})[1] == ["dropout=0.6 (outside of 0.0 to 0.5)"]
 
 
 def test_the_best_of_another_study_come_first_once(database: Database) -> None:

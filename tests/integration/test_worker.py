@@ -429,9 +429,8 @@ def three_choices(trial: optuna.Trial) -> Config:
     )
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_of_three_configs_each_is_trained_once_unless_asked(
-    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, reuse: bool
+def test_a_study_may_have_each_trial_trained_whatever_was_trained(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(
         space=three_choices,
@@ -439,33 +438,15 @@ def test_of_three_configs_each_is_trained_once_unless_asked(
         minimize="loss",
         sampler=RandomSearch(),
         epochs=EPOCHS,
-        reuse=reuse,
+        reuse=False,
         name="choices",
     )
     trained = at_epochs(monkeypatch, {})
-    begun = Begun(sqlite_database, study, n_slots=10)
+    begun = Begun(sqlite_database, study, n_slots=6)
     assert begun.work() == ExitCode.DONE
     begun.assert_all_done()
-    rows = begun.rows()
-    n_configs = len({row.fingerprint for row in rows})
-    assert n_configs <= 3
-    assert len(trained) == EPOCHS * (n_configs if reuse else 10)
-    reused = [row for row in rows if row.reused_from is not None]
-    assert len(reused) == (10 - n_configs if reuse else 0)
-    trials = begun.optuna_study.trials
-    by_id = {row.id: row for row in rows}
-    for row in reused:
-        duplicate = by_id[row.reused_from]
-        assert row.value == duplicate.value
-        assert (
-            row.note
-            == f"It has the result of trial {duplicate.trial_number}, which trained the "
-            + ("same config.")
-        )
-        mine, other = trials[row.trial_number], trials[duplicate.trial_number]
-        assert (mine.value, mine.params) == (other.value, other.params)
-        assert mine.intermediate_values == other.intermediate_values
-    assert begun.kinds() == ["reused"] * len(reused)
+    assert len({row.fingerprint for row in begun.rows()}) <= 3
+    assert len(trained) == EPOCHS * 6
 
 
 def test_missing_data_pause_the_worker_and_cost_the_trial_nothing(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dlnn_search.errors import DlnnSearchError, StorageError
 from dlnn_search.storage import backup_file
 from dlnn_search.storage.backup_file import BackupReader, BackupWriter
-from dlnn_search.storage.backup_rows import StudyRows
+from dlnn_search.storage.backup_rows import StudyRows, bring_up
 
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
@@ -337,3 +337,29 @@ def test_what_is_no_json_is_neither_run_nor_read(
 
     assert "Nothing was written" in refused(forge(tmp_path / "b.zip", change))
     assert not (tmp_path / "evil").exists()
+
+
+def test_rows_of_version_2_that_waited_or_had_another_s_result_say_so_when_they_are_read(
+    tmp_path: Path,
+) -> None:
+    copy = a_copy()
+    first, again = copy.rows["slots"]
+    again |= {"state": "done", "trial_number": 1, "outcome": "complete", "value": 0.5}
+    waiting = {**first, "number": 2, "state": "open", "waits_for": 0}
+    del waiting["trial_number"], waiting["outcome"]
+    copy.rows["slots"].append(waiting)
+    copy.trials.append({**copy.trials[0], "number": 1, "user_attrs": {}})
+    writer = BackupWriter(tmp_path / "old.zip")
+    number = writer.add_study(copy)
+    writer.finish()
+    reader = BackupReader(tmp_path / "old.zip")
+    found = reader.read_study(number)
+    reader.close()
+    assert (found.rows["slots"][2]["state"], found.rows["slots"][2]["waiting_reason"]) == (
+        "waiting",
+        "duplicate",
+    )
+    assert [trial["user_attrs"] for trial in found.trials] == [{}, {"duplicate_of": 0}]
+    before = found.digests()
+    bring_up(found)
+    assert found.digests() == before, "rows of today stay as they are"

@@ -28,7 +28,12 @@ from dlnn_search.search.axes import Axis
 from dlnn_search.search.candidates import N_PARENTS, Activity, Drawer
 from dlnn_search.search.coarse_to_fine import GLOBAL_SHARE, MAX_TRIALS
 from dlnn_search.search.contest import own_scores
-from dlnn_search.search.past import Observations, Outcomes
+from dlnn_search.search.past import (
+    DUPLICATE_ATTRIBUTE,
+    INFEASIBLE_ATTRIBUTE,
+    Observations,
+    Outcomes,
+)
 from dlnn_search.search.regions import Region, Span, narrowed, read_region, stored_regions
 from dlnn_search.search.surrogate import scores
 
@@ -328,6 +333,40 @@ def test_trials_that_were_lost_say_nothing_and_those_that_diverged_are_bad() -> 
     observed = Observations(maximize=False)
     observed.read(study.get_trials())
     assert observed.outcomes().losses.tolist() == [math.inf, math.inf]
+
+
+def test_a_duplicate_is_no_observation() -> None:
+    study = optuna.create_study()
+    for number in range(3):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        if number == 1:
+            trial.set_user_attr(DUPLICATE_ATTRIBUTE, 0)
+        study.tell(trial, float(number))
+    observed = Observations(maximize=False)
+    observed.read(study.get_trials())
+    assert observed.outcomes().losses.tolist() == [0, 2]
+
+
+def test_what_a_space_refused_is_bad_from_the_moment_that_it_is_stored() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    study.tell(trial, 1.0)
+    running = study.ask()
+    store = study._storage.set_trial_system_attr
+    store(running._trial_id, INFEASIBLE_ATTRIBUTE, [{"x": 0.25}])
+    observed = Observations(maximize=False)
+    observed.read(study.get_trials())
+    store(running._trial_id, INFEASIBLE_ATTRIBUTE, [{"x": 0.25}, {"x": 0.5, "unknown": 1}])
+    observed.read(study.get_trials())
+    running.suggest_float("x", 0, 1)
+    study.tell(running, 2.0)
+    for _ in range(2):
+        observed.read(study.get_trials())
+    outcomes = observed.outcomes()
+    assert sorted(outcomes.losses.tolist()) == [1.0, 2.0, math.inf, math.inf]
+    assert sorted(outcomes.places[np.isinf(outcomes.losses), 0].tolist()) == [0.25, 0.5]
 
 
 def test_only_failures_leave_the_whole_space_open() -> None:

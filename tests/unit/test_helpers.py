@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dlnn_search.config import Dense, Mlp
 from dlnn_search.errors import StudyError
-from dlnn_search.search.optuna_study import example_config
+from dlnn_search.search.corners import example_config
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import join, register, short_hash
 from dlnn_search.study import Study
@@ -44,7 +45,11 @@ def written(
 
 
 def units_of(study: Study) -> int:
-    return example_config(study).model.blocks[0].units  # type: ignore[union-attr]
+    model = example_config(study).model
+    assert isinstance(model, Mlp)
+    (block,) = model.blocks[:1]
+    assert isinstance(block, Dense)
+    return block.units
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from dlnn_search.config import Clocks, Cnn, Config, Mlp, Mnist, OwnData, OwnModel
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.own_code import OwnCode, code_of
-from dlnn_search.search.optuna_study import example_config
+from dlnn_search.search.corners import example_config
 from dlnn_search.study import Study
 from dlnn_search.study_files import bring_code, load_study
 

@@ -12,7 +12,9 @@ import pytest
 from dlnn_search import Clocks, Config, FashionMnist, HalvingPruner, Mlp, Study
 from dlnn_search.errors import StudyError
 from dlnn_search.search.halving import Halving
+from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
 from dlnn_search.search.pruning import make_pruner, threshold
+from dlnn_search.search.rung_values import reported_values
 
 Direction = Literal["minimize", "maximize"]
 
@@ -90,6 +92,17 @@ def test_a_trial_at_chance_is_not_judged_before_until_and_is_beaten_by_those_tha
     assert aware[1] is None
     assert aware[3] == 5  # not forever
     assert aware[4] is None
+
+
+def test_a_duplicate_is_nobody_s_rival() -> None:
+    study = optuna.create_study(pruner=HalvingPruner(1, 2))
+    for duplicate_of in (None, 0, 0):
+        trial = study.ask()
+        trial.report(0.1, 1)
+        if duplicate_of is not None:
+            trial.set_user_attr(DUPLICATE_ATTRIBUTE, duplicate_of)
+        study.tell(trial, 0.1)
+    assert list(reported_values(study, 1)) == [0]
 
 
 def test_until_is_a_rung_for_those_at_chance_alone() -> None:

@@ -16,13 +16,16 @@ from dlnn_search import CoarseToFine
 from dlnn_search.config import Config, FashionMnist, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError, StudyError
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.search.optuna_study import example_config, make_sampler
+from dlnn_search.search.corners import example_config, middle_config
+from dlnn_search.search.optuna_study import make_sampler
 from dlnn_search.study import (
     CmaEs,
     Halving,
     Qmc,
     Quick,
     RandomSearch,
+    Sampler,
+    Space,
     Study,
     Tpe,
     is_better,
@@ -144,8 +147,23 @@ def test_what_is_not_the_spaces_fault_passes_through_it(error: Exception) -> Non
         raise error
 
     with pytest.raises(type(error)) as caught:
-        example_config(a_study(space=failing))
+        a_study(space=failing).config(optuna.create_study().ask())
     assert caught.value is error
+
+
+def test_an_example_is_what_the_space_allows_and_its_lack_is_told() -> None:
+    def allowing(least: float) -> Space:
+        def space(trial: optuna.Trial) -> Config:
+            if trial.suggest_float("rate", 0.0, 1.0) < least:
+                raise optuna.TrialPruned
+            return Config(model=Mlp())
+
+        return space
+
+    assert example_config(a_study(space=allowing(0.9))).model == Mlp()
+    assert middle_config(a_study(space=allowing(0.9))).model == Mlp()
+    with pytest.raises(StudyError, match="Nothing is feasible: the space refused 100 draws"):
+        example_config(a_study(space=allowing(2.0)))
 
 
 def test_a_space_that_changes_its_choices_is_told_so() -> None:
@@ -154,7 +172,7 @@ def test_a_space_that_changes_its_choices_is_told_so() -> None:
             trial.suggest_categorical("choice", choices)
         return Config(model=Mlp())
 
-    with pytest.raises(StudyError, match=r"space of 'mine' failed: .*ValueError"):
+    with pytest.raises(StudyError, match=r"space of 'mine' failed: .*ValueError.*use two names"):
         example_config(a_study(space=changing))
 
 
@@ -167,6 +185,19 @@ def test_slots_have_seeds_of_their_own_and_workers_have_not() -> None:
     first = [drawn(*place) for place in places]
     assert first == [drawn(*place) for place in places]
     assert len(set(first)) == len(places)
+
+
+@pytest.mark.parametrize("sampler", [RandomSearch(), Tpe(), Qmc(), CoarseToFine()])
+def test_a_draw_that_was_refused_is_followed_by_another_the_same_for_whoever_draws(
+    sampler: Sampler,
+) -> None:
+    def drawn(n_draws: int) -> float:
+        search = optuna.create_study(sampler=make_sampler(sampler, a_study(), 3, n_draws))
+        return search.ask().suggest_float("x", 0, 1)
+
+    several = [drawn(n) for n in range(15)]
+    assert several == [drawn(n) for n in range(15)]
+    assert len(set(several)) == 15
 
 
 def test_samplers_are_those_that_the_study_describes() -> None:

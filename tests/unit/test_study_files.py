@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlnn_search.errors import StudyError, UsageError
-from dlnn_search.search.optuna_study import example_config
+from dlnn_search.search.corners import example_config
 from dlnn_search.study_files import MAX_STUDY_BYTES, built_in_studies, load_study
 
 GOOD = '''\
