@@ -53,8 +53,7 @@ def status(
         raise UsageError("Expected --watch or --json, got both: call --json again and again.")
     if watch and study is None:
         raise UsageError("Expected a study with --watch: dlnn-search status STUDY --watch")
-    database = open_known("status", storage)
-    try:
+    with open_known("status", storage) as database:
         if study is None:
             _show_all(database, as_json)
             return
@@ -75,8 +74,6 @@ def status(
         found, events, sentences = _look(database, stored)
         shown = picture(found, console.width, events=events[-N_EVENTS_SHOWN:], advice=sentences)
         console.print(shown, markup=False)
-    finally:
-        database.close()
 
 
 def _show_all(database: Database, as_json: bool) -> None:
@@ -195,13 +192,10 @@ def _ask(study: str, control: str, reason: str | None, storage: str | None) -> N
     from dlnn_search.storage.control import Control, set_control
 
     console = make_console()
-    database = open_known("stop", storage)
-    try:
+    with open_known("stop", storage) as database:
         stored = _look_up(database, study)
         changed = set_control(database, stored.id, cast(Control, control), reason)
         found = study_status(database, stored)
-    finally:
-        database.close()
     where = storage_words(storage)
     for line in _answer(found, control, changed, where):
         console.print(line, markup=False, soft_wrap=True)
@@ -259,8 +253,7 @@ def logs(
 
     if n < 0:
         raise UsageError(f"Expected a number of lines from 0 on, got -n {n}.")
-    database = open_known("logs", storage)
-    try:
+    with open_known("logs", storage) as database:
         stored = _look_up(database, study)
         here, elsewhere = find_logs(database, stored, worker)
         for log in here:
@@ -284,8 +277,6 @@ def logs(
 
         for log, line in follow_logs(lambda: find_logs(database, stored, worker)[0], has_ended):
             print(f"{log.about.rpartition('-')[2]}: {line}", flush=True)
-    finally:
-        database.close()
 
 
 def rename(
@@ -298,15 +289,12 @@ def rename(
     from dlnn_search.service.linked import check_new_name
     from dlnn_search.storage.halves import check_idle, rename_study
 
-    database = open_known("rename", storage)
-    try:
+    with open_known("rename", storage) as database:
         stored = _look_up(database, study)
         check_new_name(database, stored, new_name)
         names = check_idle(database, stored.id, stored.name)
         _ask_first(f"Rename {' and '.join(names)} to {new_name} in {database.shown}?", yes)
         renamed = rename_study(database, stored.id, stored.name, new_name)
-    finally:
-        database.close()
     print(f"Renamed: {', '.join(renamed)}.")
     print(f"Go on: dlnn-search start {new_name}{storage_words(storage)}")
 
@@ -316,8 +304,7 @@ def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption =
     from dlnn_search.report.status import study_status
     from dlnn_search.storage.halves import check_idle, delete_study
 
-    database = open_known("delete", storage)
-    try:
+    with open_known("delete", storage) as database:
         stored = _look_up(database, study)
         names = check_idle(database, stored.id, stored.name)
         n_done = study_status(database, stored).n_done
@@ -329,8 +316,6 @@ def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption =
             yes,
         )
         deleted = delete_study(database, stored.id, stored.name)
-    finally:
-        database.close()
     print(f"Deleted: {', '.join(deleted)}. The ledger keeps what was tested.")
 
 

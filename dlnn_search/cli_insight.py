@@ -94,8 +94,7 @@ def confirm(
     from dlnn_search.storage.definitions import find
 
     url = database_url_of(storage)
-    database = open_known("confirm", storage)
-    try:
+    with open_known("confirm", storage) as database:
         stored = find(database, study)
         planned = plan_confirmation(database, stored, top=top, seeds=seeds, study_file=code)
         ended = _train(planned, workers, code, url, storage_words(storage))
@@ -104,8 +103,6 @@ def confirm(
         names = (stored.name, planned.study.name)
         _show_in_dashboard(url, [(name, figure, "winners-curse") for name in names])
         _print_export(stored, result, storage_words(storage))
-    finally:
-        database.close()
     if not ended:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -126,15 +123,12 @@ def retune(
     from dlnn_search.storage.definitions import find
 
     console, url = make_console(), database_url_of(storage)
-    database = open_known("retune", storage)
-    try:
+    with open_known("retune", storage) as database:
         stored = find(database, study)
         planned = plan_retuning(database, stored, steps=steps, factor=factor, study_file=code)
         ended = _train(planned, workers, code, url, storage_words(storage))
         print()
         print_retuning(console, stored, retuning(database, stored), storage_words(storage))
-    finally:
-        database.close()
     if not ended:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -153,16 +147,13 @@ def print_linked(name: str, url: str, where: str) -> None:
     from dlnn_search.storage.halves import parent_and_kind
 
     parent, kind = parent_and_kind(name)
-    database = open_database(url, create=False)
-    try:
+    with open_database(url, create=False) as database:
         stored = find(database, parent)
         print()
         if kind == "confirm":
             _print_export(stored, _print_confirmation(database, stored), where)
         else:
             print_retuning(make_console(), stored, retuning(database, stored), where)
-    finally:
-        database.close()
 
 
 def _print_confirmation(database: Database, stored: StoredStudy) -> Confirmation:
@@ -215,13 +206,9 @@ def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> boo
     from dlnn_search.storage.database import open_database, storage_errors
 
     try:
-        database = open_database(url, create=False)
-        try:
-            with storage_errors(url):
-                for study, figure, figure_id in figures:
-                    put_into_dashboard(database, study, figure, figure_id)
-        finally:
-            database.close()
+        with open_database(url, create=False) as database, storage_errors(url):
+            for study, figure, figure_id in figures:
+                put_into_dashboard(database, study, figure, figure_id)
     except StorageError as error:  # someone who may only read has the printed answer
         print(f"Not put into the dashboard: {error}", file=sys.stderr)
         return False
@@ -233,12 +220,9 @@ def importance(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.report.importance import importances, print_importances
     from dlnn_search.storage.definitions import find
 
-    database = open_known("importance", storage)
-    try:
+    with open_known("importance", storage) as database:
         stored = find(database, study)
         print_importances(make_console(), stored, importances(database, stored))
-    finally:
-        database.close()
 
 
 def compare(
@@ -256,13 +240,10 @@ def compare(
     from dlnn_search.report.pages import page_of, write_page
     from dlnn_search.storage.definitions import find
 
-    database = open_known("compare", storage)
-    try:
+    with open_known("compare", storage) as database:
         found = compared(database, [find(database, name) for name in studies])
         print_comparison(make_console(), found)
         figures = comparison_figures(found)
-    finally:
-        database.close()
     shown = [
         (
             one.study.name,
@@ -296,11 +277,8 @@ def plots(
     from dlnn_search.report.pages import write_pages
     from dlnn_search.storage.definitions import find
 
-    database = open_known("plots", storage)
-    try:
+    with open_known("plots", storage) as database:
         stored = find(database, study)
         figures = study_figures(database, stored)
-    finally:
-        database.close()
     for path in write_pages(output, study, figures):
         print(f"Wrote {path}")

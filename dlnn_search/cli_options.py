@@ -152,10 +152,10 @@ def params_by_trial(database: Database, study: str) -> dict[int | None, dict[str
     """Return each trial's parameters by Optuna's id of it."""
     import optuna
 
-    from dlnn_search.optuna_version import id_of
+    from dlnn_search.optuna_version import trial_id_of
 
     loaded = optuna.load_study(study_name=study, storage=database.optuna)
-    return {id_of(trial): trial.params for trial in loaded.get_trials(deepcopy=False)}
+    return {trial_id_of(loaded, each): each.params for each in loaded.get_trials(deepcopy=False)}
 
 
 def storage_words(storage: str | None) -> str:

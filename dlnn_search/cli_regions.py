@@ -30,14 +30,11 @@ def regions(
         raise UsageError(
             f"Expected the name of an HTML page for -o, such as regions.html, got '{output}'."
         )
-    database = open_known("regions", storage)
-    try:
+    with open_known("regions", storage) as database:
         find(database, study)
         with storage_errors(database.url):
             optuna_study = optuna.load_study(study_name=study, storage=database.optuna)
             narrowing = narrowing_of(optuna_study)
-    finally:
-        database.close()
     if not narrowing.trials:
         print(f"'{study}' has no finished trial yet.")
         return

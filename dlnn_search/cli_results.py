@@ -37,16 +37,13 @@ def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import print_trials
     from dlnn_search.storage.definitions import find
 
-    database = open_known("trials", storage)
-    try:
+    with open_known("trials", storage) as database:
         stored = find(database, study)
         rows = all_trials(database, stored)
         if not rows:
             print(f"'{study}' has no trial yet.")
             return
         print_trials(make_console(), rows, params_by_trial(database, study), stored)
-    finally:
-        database.close()
 
 
 def best(study: StudyArgument, storage: StorageOption = None) -> None:
@@ -56,8 +53,7 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.storage.curves import curve_of_slot
     from dlnn_search.storage.definitions import find
 
-    database = open_known("best", storage)
-    try:
+    with open_known("best", storage) as database:
         stored = find(database, study)
         found = best_trials(database, stored, 1)
         if not found:
@@ -67,8 +63,6 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
         points = curve_of_slot(database, found[0].slot_id)
         params = params_by_trial(database, study)
         print_best(make_console(), stored, found[0], params, points, storage_words(storage))
-    finally:
-        database.close()
 
 
 def export(
@@ -104,8 +98,7 @@ def export(
     # A model's config stands beside it, as `predict` expects.
     output = output or Path(model or "").with_suffix(".json")
     check_wishes(top, output, model)
-    database = open_known("export", storage)
-    try:
+    with open_known("export", storage) as database:
         stored = look_up(database, study)
         # What is written is in our tables.
         if (lost := lost_words(database, stored.id, stored.name)) is not None:
@@ -117,8 +110,6 @@ def export(
         if written is not None:
             print(f"Wrote {written.path}\n{written.words}")
         print(exported.words)
-    finally:
-        database.close()
     own = any(part.study for part in read_config(output).own_parts)
     with_code = " --study FILE" if own else ""
     tested = f"{shlex.quote(str(output))}{with_code}{storage_words(storage)}"
@@ -168,8 +159,7 @@ def evaluate(
     default = Path(config).with_name(f"{Path(config).stem}-test")
     for name, value in worker_environment(usable_cores()).items():
         os.environ.setdefault(name, value)
-    database = open_database(database_url_of(storage), create=True)
-    try:
+    with open_database(database_url_of(storage), create=True) as database:
         import_tensorflow()
         from dlnn_search.report.evaluation import print_evaluation, progress
         from dlnn_search.service.evaluate import evaluate as run
@@ -181,8 +171,6 @@ def evaluate(
         with progress(read, planned.seeds) as on_epoch:
             tested = run(planned, database, on_epoch=on_epoch)
         print_evaluation(make_console(), read, tested, planned.output, database)
-    finally:
-        database.close()
 
 
 def crossvalidate(
@@ -245,12 +233,9 @@ def ledger(storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import ledger_table
     from dlnn_search.storage.ledger import openings
 
-    database = open_known("ledger", storage)
-    try:
+    with open_known("ledger", storage) as database:
         opened = openings(database)
         if not opened:
             print("No test split was opened yet.")
             return
         make_console().print(ledger_table(opened))
-    finally:
-        database.close()

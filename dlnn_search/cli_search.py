@@ -282,7 +282,7 @@ def worker(
     # A supervisor has used this database before: where it is away now, it will be back.
     patience = 0.0 if supervisor is None else None
     database = retry(lambda: open_database(url, create=False), seconds=patience)
-    try:
+    with database:
         from dlnn_search.service.memory import MemoryWatch, share_bytes
         from dlnn_search.service.worker import run_worker
 
@@ -306,8 +306,6 @@ def worker(
             log=log,
             supervisor=supervisor,
         )
-    finally:
-        database.close()
     raise typer.Exit(exit_code)
 
 

@@ -29,14 +29,11 @@ def info(storage: StorageOption = None) -> None:
     """Say which database it is, its versions, its size, and what it holds."""
     from dlnn_search.storage.info import describe
 
-    database = open_known("storage info", storage)
-    try:
+    with open_known("storage info", storage) as database:
         facts = describe(database)
         width = max(len(about) for about, _ in facts)
         for about, words in facts:
             print(f"{about:<{width}}  {words}")
-    finally:
-        database.close()
 
 
 @app.command("upgrade")
@@ -71,11 +68,8 @@ def backup(
             "Expected either the names of studies or --all, got "
             + ("both." if studies else "neither: dlnn-search storage backup --all -o FILE")
         )
-    database = open_known("storage backup", storage)
-    try:
+    with open_known("storage backup", storage) as database:
         copied, n_bytes = back_up(database, None if everything else studies, output)
-    finally:
-        database.close()
     _print_copied(copied)
     print(f"Wrote {output} ({n_bytes / 1e6:,.1f} MB)")
 
@@ -103,12 +97,9 @@ def restore(
             f"got --as '{new_name}'."
         )
     BackupReader(file).close()  # a damaged file makes no database
-    database = open_database(database_url_of(storage), create=True)
-    try:
+    with open_database(database_url_of(storage), create=True) as database:
         copied = run(database, file, new_name=new_name, only=study)
         shown = database.shown
-    finally:
-        database.close()
     _print_copied(copied)
     print(f"Restored into {shown}. Go on: dlnn-search start STUDY{storage_words(storage)}")
     if new_name is not None:
@@ -136,21 +127,15 @@ def migrate_from(
     url, here = database_url(source), database_url_of(storage)
     if url == here:
         raise UsageError("Expected two databases: the one to move to is named with --storage.")
-    origin = open_database(url, create=False)
-    try:
-        target = open_database(here, create=True)
-        try:
+    with open_database(url, create=False) as origin:
+        with open_database(here, create=True) as target:
             copied = migrate(origin, target, study)
             shown = target.shown
-        finally:
-            target.close()
         _print_copied(copied)
         print(
             f"Moved to {shown}, and read again there: all rows are equal. What {origin.shown} "
             "holds of it stays to look at, and is not searched on."
         )
-    finally:
-        origin.close()
 
 
 @app.command("sweep")
@@ -163,8 +148,7 @@ def sweep(
     """Find files that no study needs, and remove them if asked."""
     from dlnn_search.storage.sweep import find_orphans, remove
 
-    database = open_known("storage sweep", storage)
-    try:
+    with open_known("storage sweep", storage) as database:
         orphans = find_orphans(database)
         for orphan in orphans:
             where = "" if orphan.path is None else f"  {orphan.path}"
@@ -177,8 +161,6 @@ def sweep(
             print(f"Removed {n_gone} of {len(orphans)}, {n_bytes / 1e6:,.1f} MB")
         else:
             print(f"{len(orphans)}, {n_bytes / 1e6:,.1f} MB. Remove them with --delete.")
-    finally:
-        database.close()
 
 
 def _print_copied(copied: Sequence[Copied]) -> None:

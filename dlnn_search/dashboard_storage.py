@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from dlnn_search.storage.database import Database, database_url, open_database
@@ -27,16 +27,12 @@ def open_sides(storage: str | None, serving: Serving) -> Iterator[tuple[Database
     viewer_url, given = url, os.environ.get(VIEWER_STORAGE)
     if storage is None and given:
         viewer_url = database_url(given, VIEWER_STORAGE_PASSWORD)
-    opened: list[Database] = []
-    try:
-        editor = None if serving.read_only else open_database(url, create=False)
-        opened += [editor] if editor else []
+    with ExitStack() as opened:
+        editor = None
+        if not serving.read_only:
+            editor = opened.enter_context(open_database(url, create=False))
         if editor is not None and serving.passwords is None:
             viewer = editor  # everybody may do everything
         else:
-            viewer = open_database(viewer_url, create=False, read_only=True)
-            opened.append(viewer)
+            viewer = opened.enter_context(open_database(viewer_url, create=False, read_only=True))
         yield editor, viewer
-    finally:
-        for database in opened:
-            database.close()

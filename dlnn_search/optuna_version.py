@@ -136,14 +136,6 @@ def trial_id_of(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> int:
     return storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
 
 
-def id_of(trial: FrozenTrial) -> int:
-    """Return Optuna's id of a trial that was read with others, without asking for each."""
-    try:
-        return trial._trial_id
-    except AttributeError as error:
-        raise lacking(f"FrozenTrial.{error.name}") from None
-
-
 def _handle(study: optuna.Study) -> tuple[BaseStorage, int]:
     known = _opened.get(study)
     if known is not None:

@@ -50,13 +50,11 @@ def _searched(url: str) -> dict[str, str]:
         database = open_database(url, create=False, read_only=True)
     except StorageError:  # no database yet: nothing was searched
         return {}
-    try:
+    with database:
         return {
             study.name: _searched_words(study_status(database, study))
             for study in all_studies(database)
         }
-    finally:
-        database.close()
 
 
 def _searched_words(status: StudyStatus) -> str:

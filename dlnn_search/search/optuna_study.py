@@ -245,10 +245,10 @@ def may_draw_again(trial: optuna.Trial) -> bool:
 
 def draw_again(trial: optuna.Trial, study: Study, slot: Slot, n_draws: int) -> None:
     """Let a trial whose draws were refused be asked anew, as if nothing had been suggested."""
-    optuna_study, trial_id = trial.study, trial_id_of(trial.study, trial)
-    storage_of(optuna_study).drop_gathered(trial_id)
-    sampler = chosen_sampler(optuna_study, study)
-    drawing = _drawing(optuna_study, study, sampler, slot, n_draws)
+    trial_id = trial_id_of(trial.study, trial)
+    storage_of(trial.study).drop_gathered(trial_id)
+    sampler = chosen_sampler(trial.study, study)
+    drawing = _drawing(trial.study, study, sampler, slot, n_draws)
     trial.__init__(drawing, trial_id)  # type: ignore[misc]  # who holds it goes on
 
 

@@ -137,7 +137,7 @@ class Observations:
         return [
             FrozenTrial(
                 number=trial.number,
-                trial_id=trial.number,  # of no study
+                trial_id=-1,
                 state=TrialState.FAIL,
                 value=None,
                 params=params,

@@ -186,12 +186,10 @@ def _database(storage: str | None) -> Iterator[Finding]:
     except DlnnSearchError as error:
         yield Finding("lacking", "database", str(error))
         return
-    try:
+    with database:
         studies = all_studies(database)
         yield Finding("good", "database", f"{shown(url)}: {len(studies)} studies")
         for study in studies:
             lost = lost_words(database, study.id, study.name)
             if lost is not None:
                 yield Finding("lacking", "database", lost)
-    finally:
-        database.close()

@@ -97,8 +97,7 @@ def find_study(name_or_file: str, url: str, *, quick: bool, study_file: str | No
         if known is None:
             return load_study(name_or_file, quick=quick)
         return _from_its_file(known, study_file)
-    database = open_database(url, create=False)
-    try:
+    with open_database(url, create=False) as database:
         for stored in all_studies(database):
             if stored.name == name_or_file and parent_of(database, stored.id) is not None:
                 plain = first_config(database, stored.id)
@@ -108,8 +107,6 @@ def find_study(name_or_file: str, url: str, *, quick: bool, study_file: str | No
                         stored.name, stored.metric, stored.direction, example, study_file
                     )
                     return dataclasses.replace(study, first_name=stored.lasting_name)
-    finally:
-        database.close()
     parent, kind = parent_and_kind(name_or_file)
     raise UsageError(
         f"The database has no study '{name_or_file}'. It is made by "
@@ -126,12 +123,10 @@ def _stored(name: str, url: str, *, quick: bool) -> StoredStudy | None:
         if url.startswith("sqlite"):
             return None
         raise
-    try:
+    with database:
         known = all_studies(database)
         check_not_renamed(wanted, known)
         return next((stored for stored in known if stored.name == wanted), None)
-    finally:
-        database.close()
 
 
 def _from_its_file(stored: StoredStudy, study_file: str | None) -> Study:

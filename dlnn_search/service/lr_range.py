@@ -78,15 +78,13 @@ def _best_of(study: str, url: str) -> tuple[Config, int] | None:
         database = open_database(url, create=False, read_only=True)
     except StorageError:  # not searched yet
         return None
-    try:
+    with database:
         for stored in all_studies(database):
             if stored.name == study:
                 best = best_trials(database, stored, 1)
                 if best:
                     return config_of(stored, best[0]), best[0].number
         return None
-    finally:
-        database.close()
 
 
 def make_test(

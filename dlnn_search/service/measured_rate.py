@@ -82,8 +82,5 @@ def with_kept_rate(study: Study, database: Database, stored: StoredStudy) -> Stu
 
 def keep_measured(name: str, url: str, sweep: Sweep) -> None:
     """Keep what a test found with its study."""
-    database = open_database(url, create=False)
-    try:
+    with open_database(url, create=False) as database:
         keep_rate(database, find(database, name).id, sweep.suggested)
-    finally:
-        database.close()

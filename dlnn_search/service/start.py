@@ -259,8 +259,7 @@ def _prepared(
     )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     example = example_config(study)
-    database = open_database(url, create=True)
-    try:
+    with open_database(url, create=True) as database:
         begun = study if wishes.fresh else as_stored(study, database)
         if begun is not study:
             study, example = begun, example_config(begun)
@@ -287,8 +286,6 @@ def _prepared(
         # Workers that had to be killed told nobody what they left.
         with suppress(DlnnSearchError), storage_errors(database.url):
             sweep(optuna_study, slots)
-    finally:
-        database.close()
 
 
 def _run(

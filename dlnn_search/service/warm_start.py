@@ -17,7 +17,7 @@ from dlnn_search import data
 from dlnn_search.config import Config, explain
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.named_configs import NAMED, find_config
-from dlnn_search.optuna_version import id_of
+from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.report.status import best_trials
 from dlnn_search.search.axes import fits
 from dlnn_search.search.failures import MAX_DRAWS
@@ -97,11 +97,10 @@ def _enqueue_trials(
     if not best:
         raise UsageError(f"'{source.name}' has no complete trial to start from.")
     with storage_errors(database.url):
+        loaded = optuna.load_study(study_name=source.name, storage=database.optuna)
         params = {
-            id_of(trial): trial.params
-            for trial in optuna.load_study(
-                study_name=source.name, storage=database.optuna
-            ).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            trial_id_of(loaded, trial): trial.params
+            for trial in loaded.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         }
         tried = [
             trial.system_attrs.get("fixed_params", trial.params)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.errors import StorageError
 from dlnn_search.search.axes import fits
+from dlnn_search.storage.optuna_storage import remembering
 
 #: On a study whose trials are still being written; who finds one cut off removes it.
 UNFINISHED = "dlnn_search:being_written"
@@ -37,19 +37,23 @@ def read_optuna_study(
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         return None, [], {}
+    storage = remembering(storage)  # it has the trials' ids then, without a query for each
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda each: each.number)
     system = storage.get_study_system_attrs(study_id)
-    by_id = _numbers(storage, study_id, system)
+    numbers = {
+        storage.get_trial_id_from_study_id_trial_number(study_id, trial.number): trial.number
+        for trial in trials
+    }
     study = {
         "directions": [direction.name for direction in storage.get_study_directions(study_id)],
         "user_attrs": dict(storage.get_study_user_attrs(study_id)),
         "system_attrs": {
             key: value
-            for key, value in ((_by_number(key, by_id), system[key]) for key in system)
+            for key, value in ((_by_number(key, numbers), system[key]) for key in system)
             if key != UNFINISHED
         },
     }
-    return study, [_plain_trial(trial) for trial in trials], by_id
+    return study, [_plain_trial(trial) for trial in trials], numbers
 
 
 def write_optuna_study(
@@ -178,17 +182,6 @@ def _utc(local: datetime | None) -> str | None:
 
 def _local(utc: str | None) -> datetime | None:
     return None if utc is None else datetime.fromisoformat(utc).astimezone().replace(tzinfo=None)
-
-
-def _numbers(storage: BaseStorage, study_id: int, keys: Iterable[str]) -> dict[int, int]:
-    """Return the numbers of a study's trials whose ids stand in keys, by id."""
-    found: dict[int, int] = {}
-    for trial_id in {int(match[3]) for key in keys if (match := _TRIAL_KEY.fullmatch(key))}:
-        with suppress(KeyError):  # no trial, or a deleted one's id that another study's trial has
-            number = storage.get_trial_number_from_id(trial_id)
-            if storage.get_trial_id_from_study_id_trial_number(study_id, number) == trial_id:
-                found[trial_id] = number
-    return found
 
 
 def _by_number(key: str, numbers: Mapping[int, int]) -> str:

@@ -36,18 +36,14 @@ def _copy_of_file(database: Database) -> Iterator[Database]:
             closing(sqlite3.connect(path)) as target,
         ):
             source.backup(target)  # in one step: writers wait for none of it in WAL mode
-        copy = open_database(f"sqlite:///{path}", create=False)
-        try:
+        with open_database(f"sqlite:///{path}", create=False) as copy:
             yield copy
-        finally:
-            copy.close()
 
 
 @contextmanager
 def _same_view(database: Database) -> Iterator[tuple[Database, Connection]]:
     """PostgreSQL lends a transaction's view to other transactions, Optuna's among them."""
-    reading = open_database(database.url, create=False, read_only=database.read_only)
-    try:
+    with open_database(database.url, create=False, read_only=database.read_only) as reading:
         isolated = reading.engine.execution_options(isolation_level="REPEATABLE READ")
         with isolated.connect() as connection:
             name = connection.execute(sa.select(sa.func.pg_export_snapshot())).scalar_one()
@@ -58,5 +54,3 @@ def _same_view(database: Database) -> Iterator[tuple[Database, Connection]]:
                 other.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{name}'")
 
             yield reading, connection
-    finally:
-        reading.close()

@@ -13,14 +13,19 @@ from typing import Any, Literal, get_args
 import optuna
 import sqlalchemy as sa
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
 
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.files import CHECKPOINTS
-from dlnn_search.optuna_version import id_of
+from dlnn_search.storage.backup_optuna import (
+    finish_optuna_study,
+    read_optuna_study,
+    remove_unfinished,
+    write_optuna_study,
+)
 from dlnn_search.storage.control import change_control
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.events import insert_event
+from dlnn_search.storage.optuna_storage import rename_within
 from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.presence import searching
 from dlnn_search.storage.schema import artifacts, curves, events, ledger, slots, studies, workers
@@ -183,15 +188,21 @@ def rename_study(database: Database, study_id: int, name: str, new_name: str) ->
             optuna_ids[row.id] = _optuna_id(database, row)
             if optuna_ids[row.id] is None and lost_words(database, row.id, row.name):
                 copies[row.id] = _copy_named(database, row, new[row.id])
+            if not database.joins and optuna_ids[row.id] is not None:
+                remove_unfinished(database.optuna, new[row.id])
             _check_free(database, row, new[row.id], is_copied=row.id in copies)
-        copies |= _copies_where_needed(database, optuna_ids, family, new)
+        for row in family:
+            if not database.joins and optuna_ids[row.id] is not None and new_name != name:
+                copies[row.id] = _moved(database, row, new[row.id])
+                optuna_ids[row.id] = None
     with storage_errors(database.url), database.together(), database.transaction() as connection:
         for row in _idle_family(connection, database, study_id, name):
+            _have_trials(connection, copies.get(row.id, {}))
             if new[row.id] == row.name:
                 continue
-            _rename_optunas(
-                connection, database, optuna_ids[row.id], new[row.id], copies.get(row.id)
-            )
+            optuna_id = optuna_ids[row.id]
+            if optuna_id is not None:
+                rename_within(database.optuna, optuna_id, new[row.id])
             earlier = dict.fromkeys([*row.definition.get(EARLIER_NAMES, ()), row.name])
             connection.execute(
                 studies.update()
@@ -204,7 +215,6 @@ def rename_study(database: Database, study_id: int, name: str, new_name: str) ->
             )
             words = f"Renamed from '{row.name}' to '{new[row.id]}'."
             insert_event(connection, row.id, "renamed", words)
-    _drop_copied(database, [optuna_ids[each] for each in copies])
     return list(new.values())
 
 
@@ -220,20 +230,29 @@ def archive(database: Database, study_id: int, name: str) -> str:
     Raises:
         UsageError: If somebody searches one of them, or the study is not there any more.
     """
+    moved: dict[int, dict[int, int]] = {}
+    free: str | None = None
     with database.transaction() as connection:
         family = _idle_family(connection, database, study_id, name)
     with storage_errors(database.url):
         optuna_ids = {row.id: _optuna_id(database, row) for row in family}
-        new_name = _free_name(database, name)
-        new = {row.id: new_name + row.name.removeprefix(name) for row in family}
-        copies = _copies_where_needed(database, optuna_ids, family, new)
+        if not database.joins:
+            with database.transaction() as connection:
+                free = _free_name(connection, database, name)
+            for row in family:
+                if optuna_ids.pop(row.id) is not None:
+                    moved[row.id] = _moved(database, row, free + row.name.removeprefix(name))
     with storage_errors(database.url), database.together(), database.transaction() as connection:
-        for row in _idle_family(connection, database, study_id, name):
+        family = _idle_family(connection, database, study_id, name)
+        new_name = free or _free_name(connection, database, name)
+        new = {row.id: new_name + row.name.removeprefix(name) for row in family}
+        for row in family:
             reason = f"The study is archived as '{new[row.id]}', and '{row.name}' begins anew."
             change_control(connection, row.id, "stop", reason)
-            _rename_optunas(
-                connection, database, optuna_ids[row.id], new[row.id], copies.get(row.id)
-            )
+            _have_trials(connection, moved.get(row.id, {}))
+            optuna_id = optuna_ids.get(row.id)
+            if optuna_id is not None:
+                rename_within(database.optuna, optuna_id, new[row.id])
             for column in (studies.c.name, studies.c.parent, ledger.c.study):
                 mine = column.table.update().where(column == row.name)
                 connection.execute(mine.values({column.name: new[row.id]}))
@@ -249,7 +268,6 @@ def archive(database: Database, study_id: int, name: str) -> str:
             connection.execute(
                 studies.update().where(studies.c.id == row.id).values(definition=plain)
             )
-    _drop_copied(database, [optuna_ids[each] for each in copies])
     for row in family:
         folder = database.files / CHECKPOINTS / lasting_name(row.name, row.definition)
         with suppress(OSError):  # none was kept, or a stranger has one of the new name
@@ -257,61 +275,37 @@ def archive(database: Database, study_id: int, name: str) -> str:
     return new_name
 
 
-def _free_name(database: Database, name: str) -> str:
+def _moved(database: Database, row: sa.Row[Any], name: str) -> dict[int, int]:
+    """Move Optuna's half to another name by its documented interface: it is copied, then deleted.
+
+    A kill leaves an unfinished copy, or the state in which another program renamed that half.
+
+    Returns:
+        The new id of each slot's trial, by the slot's id.
+    """
+    storage = database.optuna
     with database.transaction() as connection:
-        taken = set(connection.scalars(sa.select(studies.c.name)))
+        begun = _begun_slots(connection, row.id, None)
+    study, trials, _ = read_optuna_study(storage, row.name)
+    assert study is not None
+    ids = write_optuna_study(storage, name, study, trials)
+    storage.delete_study(storage.get_study_id_from_name(row.name))
+    finish_optuna_study(storage, name)
+    return {slot.id: ids[slot.trial_number] for slot in begun}
+
+
+def _have_trials(connection: sa.Connection, ids: Mapping[int, int]) -> None:
+    for slot_id, trial_id in ids.items():
+        connection.execute(slots.update().where(slots.c.id == slot_id).values(trial_id=trial_id))
+
+
+def _free_name(connection: sa.Connection, database: Database, name: str) -> str:
+    taken = set(connection.scalars(sa.select(studies.c.name)))
     taken |= set(optuna.get_all_study_names(database.optuna))
     number = 1
     while any(known.startswith(f"{name[:MAX_NAME]}-old-{number}") for known in taken):
         number += 1
     return f"{name[:MAX_NAME]}-old-{number}"
-
-
-def _copies_where_needed(
-    database: Database,
-    optuna_ids: Mapping[int, int | None],
-    family: Rows,
-    new: Mapping[int, str],
-) -> dict[int, dict[int, int]]:
-    """Copy Optuna's halves to their new names where that is how this Optuna renames.
-
-    Returns:
-        The trials' new ids by slot, by our id of the study.
-    """
-    copies: dict[int, dict[int, int]] = {}
-    for row in family if not database.joins else ():
-        if optuna_ids[row.id] is not None and new[row.id] != row.name:
-            optuna.copy_study(
-                from_study_name=row.name,
-                from_storage=database.optuna,
-                to_storage=database.optuna,
-                to_study_name=new[row.id],
-            )
-            copies[row.id] = _copy_named(database, row, new[row.id])
-    return copies
-
-
-def _rename_optunas(
-    connection: sa.Connection,
-    database: Database,
-    optuna_id: int | None,
-    name: str,
-    copied: Mapping[int, int] | None,
-) -> None:
-    """Rename Optuna's half of a study, or go over to a copy that has the new name already."""
-    for slot_id, trial_id in (copied or {}).items():
-        connection.execute(slots.update().where(slots.c.id == slot_id).values(trial_id=trial_id))
-    if optuna_id is not None and database.joins:
-        renaming: Any = database.optuna
-        renaming.rename_study(optuna_id, name)
-
-
-def _drop_copied(database: Database, optuna_ids: Sequence[int | None]) -> None:
-    """Delete what was copied, once our half knows the copies; a kill before leaves it unused."""
-    for optuna_id in optuna_ids if not database.joins else ():
-        if optuna_id is not None:
-            with storage_errors(database.url), suppress(KeyError):
-                database.optuna.delete_study(optuna_id)
 
 
 def _fits(database: Database, name: str, rows: Rows) -> bool:
@@ -362,11 +356,8 @@ def _copy_of(database: Database, study_id: int) -> str | None:
         others = set(connection.scalars(sa.select(studies.c.name).where(studies.c.id != study_id)))
         rows = _begun_slots(connection, study_id)
     for name in optuna.get_all_study_names(database.optuna):
-        if name not in others:
-            optuna_id = database.optuna.get_study_id_from_name(name)
-            trials = database.optuna.get_all_trials(optuna_id, deepcopy=False)
-            if _copied_ids(rows, trials) is not None:
-                return name
+        if name not in others and _copied_ids(database, rows, name) is not None:
+            return name
     return None
 
 
@@ -379,25 +370,27 @@ def _copy_named(database: Database, row: sa.Row[Any], name: str) -> dict[int, in
     with database.transaction() as connection:
         begun = _begun_slots(connection, row.id)
     with suppress(KeyError):
-        copy_id = database.optuna.get_study_id_from_name(name)
-        ids = _copied_ids(begun, database.optuna.get_all_trials(copy_id, deepcopy=False))
+        ids = _copied_ids(database, begun, name)
         if ids is not None:
             return ids
     raise StudyError(lost_words(database, row.id, row.name) or f"'{row.name}' was just changed.")
 
 
-def _copied_ids(rows: Rows, trials: Sequence[FrozenTrial]) -> dict[int, int] | None:
+def _copied_ids(database: Database, rows: Rows, name: str) -> dict[int, int] | None:
     """Return the id of each slot's trial among copies, by the slot's id; None if one is missing.
 
     A copy keeps the number, and the attribute that names the slot.
     """
+    storage = database.optuna
+    copy_id = storage.get_study_id_from_name(name)
+    trials = storage.get_all_trials(copy_id, deepcopy=False)
     by_number = {trial.number: trial for trial in trials}
     ids = {}
     for row in rows:
         trial = by_number.get(row.trial_number)
         if trial is None or trial.user_attrs.get(SLOT_ATTRIBUTE) != row.number:
             return None
-        ids[row.id] = id_of(trial)
+        ids[row.id] = storage.get_trial_id_from_study_id_trial_number(copy_id, trial.number)
     return ids
 
 

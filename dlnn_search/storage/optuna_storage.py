@@ -36,6 +36,14 @@ def rdb_storage(url: str, **settings: Any) -> RDBStorage:
     return JointStorage(url, **settings)
 
 
+def rename_within(storage: RDBStorage, study_id: int, name: str) -> None:
+    """Rename a study within our transaction, which Optuna joins; its trials keep their ids."""
+    from dlnn_search.storage.optuna_private import JointStorage
+
+    assert isinstance(storage, JointStorage)
+    storage.rename_study(study_id, name)
+
+
 def trial_storage(storage: RDBStorage) -> TrialStorage:
     """Return what a worker puts around the storage that `rdb_storage` made."""
     if type(storage) is not RDBStorage:
@@ -46,7 +54,7 @@ def trial_storage(storage: RDBStorage) -> TrialStorage:
     return TrialStorage(remembering(storage))
 
 
-def remembering(storage: RDBStorage) -> BaseStorage:
+def remembering(storage: BaseStorage) -> BaseStorage:
     """Return a storage with Optuna's memory of finished trials, which never change.
 
     Where this Optuna hides it, all trials are read each time.

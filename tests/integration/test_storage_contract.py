@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,3 +324,23 @@ def test_a_time_is_the_databases_own_to_the_millisecond(database: Database) -> N
     assert then is not None
     assert first <= then < first + 60
     assert first > 1.7e9
+
+
+def test_a_database_is_closed_where_its_block_ends_by_an_error_too(sqlite_template: Path) -> None:
+    def is_open() -> bool:
+        files = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+        return os.path.realpath(sqlite_template) in files
+
+    with open_database(f"sqlite:///{sqlite_template}", create=False) as database:
+        database.optuna.get_all_studies()
+        assert is_open()
+    assert not is_open()
+
+    def fail() -> None:
+        with open_database(f"sqlite:///{sqlite_template}", create=False) as database:
+            all_studies(database)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not is_open()
