@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dlnn_search.config.data import CLOCKS_PER_TIME
-from dlnn_search.data.clock_import import TIMES_ON_DIAL, imported
+from dlnn_search.data.clocks.imported import TIMES_ON_DIAL, imported
 from dlnn_search.data.prepared import is_intact, prepared_root, read_about
 from dlnn_search.data.sources import DIGIT_SETS, find
 

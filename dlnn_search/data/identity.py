@@ -10,7 +10,7 @@ import numpy as np
 
 from dlnn_search.config.data import Data, OwnData
 from dlnn_search.data.loading import prepare_data, recipes_of
-from dlnn_search.data.own_pictures import content_of
+from dlnn_search.data.own import content_of
 from dlnn_search.data.prepared import LABELS, PICTURES
 
 if TYPE_CHECKING:

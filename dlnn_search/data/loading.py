@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlnn_search.config.data import Clocks, Data, OwnData
-from dlnn_search.data.clock_import import is_imported
+from dlnn_search.data.clocks.imported import is_imported
 from dlnn_search.data.prepared import Recipe, open_part, prepare
 from dlnn_search.data.progress import OnProgress, ProgressDisplay
 from dlnn_search.data.recipes import curriculum_recipe, recipe_for

@@ -7,7 +7,7 @@ import numpy as np
 
 from dlnn_search.config import Clocks, Config, OwnModel
 from dlnn_search.errors import StudyError
-from dlnn_search.own_code import call, code_of
+from dlnn_search.study.own_code import call, code_of
 
 #: Random pictures that an own model is asked about before it is trained.
 N_PROBES = 4

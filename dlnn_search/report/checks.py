@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dlnn_search.report.tables import params_words, print_indented
-from dlnn_search.report.words import duration
 from dlnn_search.study import Study
+from dlnn_search.words import duration
 
 if TYPE_CHECKING:
-    from dlnn_search.service.validate import Checked
+    from dlnn_search.commands.validate import Checked
 
 MEGABYTE = 1e6
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dlnn_search.config import Config, title_of
 from dlnn_search.report.evaluation import spread_words
-from dlnn_search.report.words import metric_name, metric_value
+from dlnn_search.words import metric_name, metric_value
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dlnn_search.config import Config, Origin, title_of
-from dlnn_search.report.words import count_words, metric_name, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import openings
+from dlnn_search.words import count_words, metric_name, metric_value
 
 if TYPE_CHECKING:
     from dlnn_search.training.checkpoint import Epoch

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from optuna import visualization
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-from dlnn_search.report.confirmation import confirmation, confirmation_figure
-from dlnn_search.report.importance import MIN_TRIALS, ped_anova_share, searched_trials
-from dlnn_search.report.words import metric_name, metric_unit
+from dlnn_search.results.confirmation import confirmation, confirmation_figure
+from dlnn_search.results.importance import MIN_TRIALS, ped_anova_share, searched_trials
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.words import metric_name, metric_unit
 
 #: A contour plot has a panel for each pair.
 MAX_CONTOUR_PARAMETERS = 4
@@ -27,7 +27,7 @@ Figures = list[tuple[str, go.Figure | str]]
 def study_figures(database: Database, study: StoredStudy) -> Figures:
     """Return every picture of a study with its title; words where there is too little to show."""
     # Here and not above: it brings the dashboard.
-    from dlnn_search.dashboard_curves import learning_curves
+    from dlnn_search.dashboard.curves import learning_curves
 
     searched = searched_trials(database, study)
     label = metric_name(study.metric) + metric_unit(study.metric)

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from dlnn_search.errors import StorageError
-from dlnn_search.report.status import StudyStatus
 from dlnn_search.report.study_view import best_words, budget_words, picture, worker_words
-from dlnn_search.report.words import duration
+from dlnn_search.results.status import StudyStatus
+from dlnn_search.words import duration
 
 REDRAW_SECONDS = 1.0
 #: Without a terminal: between two lines, unless a trial ended.

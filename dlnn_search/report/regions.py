@@ -15,9 +15,9 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from dlnn_search.search.axes import Numeric
-from dlnn_search.search.edges import Edge, find_edges
-from dlnn_search.search.regions import stored_regions
+from dlnn_search.samplers.axes import Numeric
+from dlnn_search.samplers.edges import Edge, find_edges
+from dlnn_search.samplers.regions import stored_regions
 
 #: Columns that the parameters' names and one stage's ranges take in a table.
 NAME_COLUMNS = 20

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from dlnn_search.report.status import StudyStatus, WorkerStatus
 from dlnn_search.report.study_view import state_words
+from dlnn_search.results.status import StudyStatus, WorkerStatus
 from dlnn_search.storage.events import Event
 
 #: Counted up when a field changes its meaning or goes.

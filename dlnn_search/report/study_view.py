@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dlnn_search.report.status import StudyStatus, WorkerStatus
-from dlnn_search.report.words import duration, metric_name, metric_value
+from dlnn_search.results.status import StudyStatus, WorkerStatus
 from dlnn_search.storage.budget import BudgetUse, time_words
 from dlnn_search.storage.events import Event
+from dlnn_search.words import duration, metric_name, metric_value
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
 WIDE_COLUMNS = 96

@@ -10,20 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from dlnn_search.errors import StorageError
-from dlnn_search.report.advice import mend_words
-from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
-from dlnn_search.report.words import duration, metric_name, metric_value
-from dlnn_search.search.convergence import CONVERGED
-from dlnn_search.search.failures import REFUSES_ALL, USED_UP
+from dlnn_search.pruners.convergence import CONVERGED
+from dlnn_search.results.advice import mend_words
+from dlnn_search.results.status import StudyStatus, TrialStatus, study_status
 from dlnn_search.storage.budget import time_words
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.definitions import StoredStudy, all_studies
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.study import Study
+from dlnn_search.words import duration, metric_name, metric_value
+from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
 
 if TYPE_CHECKING:
-    from dlnn_search.service.start import Detached
+    from dlnn_search.commands.start import Detached
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 #: Longest reason in a table; the whole one stands in the trial's note.

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from dlnn_search.files import CHECKPOINT, CHECKPOINTS, latest_checkpoint, slot_path
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.duplicates import TRAINED_ITSELF
 from dlnn_search.storage.place import lasting_name, place_of
 from dlnn_search.storage.schema import artifacts as table
 from dlnn_search.storage.schema import now, slots, studies
-from dlnn_search.storage.twins import TRAINED_ITSELF
 
 CHUNK_BYTES = 2**20
 

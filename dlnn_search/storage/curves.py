@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.claims import prolong
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.optuna_storage import INSERT
+from dlnn_search.storage.optuna import INSERT
 from dlnn_search.storage.schema import curves as table
 from dlnn_search.storage.schema import events, now, slots
 

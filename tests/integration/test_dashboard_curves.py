@@ -8,7 +8,7 @@ import optuna
 from werkzeug.test import Client
 
 from dlnn_search.dashboard import _application, _remembering
-from dlnn_search.dashboard_curves import learning_curves
+from dlnn_search.dashboard.curves import learning_curves
 from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.definitions import register

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from dlnn_search.archive.backup import back_up
 from dlnn_search.errors import StorageError
-from dlnn_search.storage.backup import back_up
 from dlnn_search.storage.control import set_control
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.definitions import all_studies, register

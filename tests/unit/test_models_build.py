@@ -5,7 +5,7 @@ from dlnn_search.config import Cnn, Config, Conv, Dense, Dropout, Mlp, Mnist, Po
 from dlnn_search.models.build import build
 from dlnn_search.models.dropout import LeanDropout
 from dlnn_search.models.shapes import ModelError, layer_shapes
-from dlnn_search.named_configs import NAMED
+from dlnn_search.study.named_configs import NAMED
 
 
 def config_of(model: Mlp | Cnn, **training: object) -> Config:

@@ -16,8 +16,6 @@ from dlnn_search import CoarseToFine
 from dlnn_search.config import Config, FashionMnist, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError, StudyError
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.search.corners import example_config, middle_config
-from dlnn_search.search.optuna_study import make_sampler
 from dlnn_search.study import (
     CmaEs,
     Halving,
@@ -30,6 +28,8 @@ from dlnn_search.study import (
     Tpe,
     is_better,
 )
+from dlnn_search.worker.corners import example_config, middle_config
+from dlnn_search.worker.optuna_study import make_sampler
 
 
 def space(trial: optuna.Trial) -> Config:

@@ -23,7 +23,7 @@ from dlnn_search.config import (
     Training,
     TwoSoftmax,
 )
-from dlnn_search.data.clock_renderer import render_times
+from dlnn_search.data.clocks.renderer import render_times
 from dlnn_search.training import augment as module
 from dlnn_search.training.augment import augment, augmenter
 

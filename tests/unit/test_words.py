@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.report.words import duration, metric_name, metric_value
+from dlnn_search.words import duration, metric_name, metric_value
 
 
 @pytest.mark.parametrize(

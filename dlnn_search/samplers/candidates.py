@@ -1,0 +1,162 @@
+"""Where a draw may fall: places of a region, many at once, of which one is taken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlnn_search.samplers.axes import Axis, Floats
+from dlnn_search.samplers.observations import Outcomes
+from dlnn_search.samplers.regions import Region, Span, draw
+
+Rng = np.random.Generator
+
+#: Places drawn evenly from the region, and beside its best trials.
+N_EVEN = 256
+N_BESIDE = 256
+#: Then the most promising are tried on all sides, ever nearer.
+REFINEMENTS = (0.1, 0.03)
+N_PROMISING = 8
+N_AROUND = 16
+N_PARENTS = 5
+#: About so many parameters change in a step from a parent.
+N_CHANGED = 3.0
+
+#: Trials whose parameters are looked at to learn which hang on which.
+LOOK_BACK = 300
+
+
+class Drawer:
+    """Draws places of one region.
+
+    Args:
+        axes: The columns of every array of places.
+        region: No place outside of it is drawn.
+        activity: Which parameters a place has.
+    """
+
+    def __init__(
+        self, axes: tuple[Axis, ...], region: Region, activity: Activity, rng: Rng
+    ) -> None:
+        self._axes = axes
+        self._spans = [region.span(axis) for axis in axes]
+        self._activity = activity
+        self._rng = rng
+
+    def even(self, n: int) -> Floats:
+        """Return n places, evenly spread over the region, each axis by itself."""
+        places = np.empty((n, len(self._axes)))
+        for i, (axis, span) in enumerate(zip(self._axes, self._spans, strict=True)):
+            strata = (self._rng.permutation(n) + self._rng.random(n)) / n
+            places[:, i] = draw(axis, span, strata)
+        return self._activity.masked(places)
+
+    def beside(self, parents: Floats, n: int, reach: tuple[float, float]) -> Floats:
+        """Return n places a step away from parents, in a few parameters each.
+
+        Args:
+            parents: Shape (n_parents, len(axes)); what they lack is drawn from the region.
+            reach: The shortest and the longest step's deviation, as shares of a span.
+        """
+        rng, n_axes = self._rng, len(self._axes)
+        base = parents[rng.integers(len(parents), size=n)]
+        steps = np.exp(rng.uniform(math.log(reach[0]), math.log(reach[1]), size=n))
+        changed = rng.random((n, n_axes)) < min(1.0, N_CHANGED / n_axes)
+        changed[np.arange(n), rng.integers(n_axes, size=n)] = True
+        for i, (axis, span) in enumerate(zip(self._axes, self._spans, strict=True)):
+            drawn = draw(axis, span, rng.random(n))
+            column = np.where(np.isnan(base[:, i]), drawn, base[:, i])
+            if span.odds:
+                column = np.where(changed[:, i], drawn, column)
+            else:
+                width = span.high - span.low
+                least = 1.0 / axis.n_cells if axis.n_cells else 0.0
+                step = rng.standard_normal(n) * np.maximum(steps * width, least)
+                column = np.where(changed[:, i], _reflected(column + step, span), column)
+                # A grid's span ends between two cells, and the end itself counts to the next one.
+                inside = 1e-9 if axis.n_cells else 0.0
+                column = axis.snapped(np.clip(column, span.low + inside, span.high - inside))
+            base[:, i] = column
+        return self._activity.masked(base)
+
+
+def _reflected(places: Floats, span: Span) -> Floats:
+    """Fold what fell over an end back in, so that ends are not drawn more than the rest."""
+    places = np.where(places < span.low, 2 * span.low - places, places)
+    return np.where(places > span.high, 2 * span.high - places, places)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A parameter that only some values of another bring up."""
+
+    child: int
+    parent: int
+    absent: frozenset[float]
+
+
+class Activity:
+    """Which parameters a place has, learned from the trials: a space does not say it.
+
+    A parameter that some trials lack is taken to hang on the first other one (a choice, or a
+    number of few values) that tells those trials from the rest without exception. What a failed
+    trial lacks proves nothing: it may have failed before it asked.
+    """
+
+    def __init__(self, observed: Outcomes) -> None:
+        self._rules: list[_Rule] = []
+        places = observed.places[-LOOK_BACK:]
+        is_known = ~np.isnan(places)
+        ended = np.isfinite(observed.losses[-LOOK_BACK:])
+        missing = ~is_known & ended[:, None]
+        for child in np.flatnonzero(missing.any(axis=0)):
+            for parent, axis in enumerate(observed.axes):
+                if parent == child or not (axis.n_choices or 0 < axis.n_cells <= 32):
+                    continue
+                column, known = places[:, parent], is_known[:, parent]
+                without = set(column[known & missing[:, child]].tolist())
+                having = set(column[known & is_known[:, child]].tolist())
+                if without and having and not without & having:
+                    self._rules.append(_Rule(int(child), parent, frozenset(without)))
+                    break
+
+    def parents(self) -> list[int]:
+        """Return the numbers of the parameters that others hang on."""
+        return sorted({rule.parent for rule in self._rules})
+
+    def filled(self, observed: Outcomes) -> Outcomes:
+        """Return trials with what failed ones had not asked for yet: drawn evenly, always alike.
+
+        So a failure counts whatever the rest would have been. With gaps, the model would believe
+        in it for the middle of the rest alone, and try the same again beside it.
+        """
+        gaps = np.isnan(observed.places) & np.isinf(observed.losses)[:, None]
+        failed = gaps.any(axis=1)
+        if not failed.any():
+            return observed
+        whole = Region(1, 0, 0, {})
+        uniform = np.random.default_rng(0).random(gaps.shape)
+        places = observed.places.copy()
+        for i, axis in enumerate(observed.axes):
+            gap = gaps[:, i]
+            places[gap, i] = draw(axis, whole.span(axis), uniform[gap, i])
+        places[failed] = self.masked(places[failed])
+        return Outcomes(observed.axes, places, observed.losses)
+
+    def masked(self, places: Floats) -> Floats:
+        """Return places without the parameters that they would not have."""
+        for _ in range(2):  # a parent may be another's child
+            for rule in self._rules:
+                column = places[:, rule.parent]
+                absent = np.isin(column, list(rule.absent)) | np.isnan(column)
+                places[absent, rule.child] = np.nan
+        return places
+
+
+def untried(places: Floats, tried: Floats) -> NDArray[np.bool_]:
+    """Return which places equal none of those tried, shape (n,)."""
+    known = {row.tobytes() for row in np.nan_to_num(tried, nan=-1.0)}
+    return np.array([row.tobytes() not in known for row in np.nan_to_num(places, nan=-1.0)])
