@@ -31,12 +31,11 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.pruners.pruning import HalvingPruner, threshold
-from dlnn_search.pruners.rung_values import Reached
+from dlnn_search.pruners.halving import HalvingPruner, Reached, threshold
 from dlnn_search.results.status import all_trials
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.definitions import all_studies
+from dlnn_search.storage.studies import all_studies
 from dlnn_search.study import Halving, is_better
 from dlnn_search.study.finding import load_study
 

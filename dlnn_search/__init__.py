@@ -47,12 +47,22 @@ if TYPE_CHECKING:
         read_config,
     )
     from dlnn_search.pruners.convergence import Converged
-    from dlnn_search.pruners.pruning import HalvingPruner
+    from dlnn_search.pruners.halving import HalvingPruner
     from dlnn_search.samplers.coarse_to_fine import CoarseToFine
-    from dlnn_search.study import CmaEs, Gp, Halving, Qmc, Quick, RandomSearch, Study, Tpe
+    from dlnn_search.study import (
+        CmaEs,
+        Gp,
+        Halving,
+        Qmc,
+        Quick,
+        RandomSearch,
+        RangeTest,
+        Study,
+        Tpe,
+        rate_range,
+    )
+    from dlnn_search.study.code import OwnImages
     from dlnn_search.study.finding import load_study
-    from dlnn_search.study.own_code import OwnImages
-    from dlnn_search.study.rate_centre import RangeTest, rate_range
 
 __all__ = [
     "Activation",
@@ -109,13 +119,13 @@ def __getattr__(name: str) -> object:
     if name == "CoarseToFine":
         module = "dlnn_search.samplers.coarse_to_fine"
     if name == "OwnImages":
-        module = "dlnn_search.study.own_code"
+        module = "dlnn_search.study.code"
     if name == "HalvingPruner":
-        module = "dlnn_search.pruners.pruning"
+        module = "dlnn_search.pruners.halving"
     if name == "Converged":
         module = "dlnn_search.pruners.convergence"
     if name in ("RangeTest", "rate_range"):
-        module = "dlnn_search.study.rate_centre"
+        module = "dlnn_search.study"
     if name == "load_study":
         module = "dlnn_search.study.finding"
     return getattr(importlib.import_module(module), name)

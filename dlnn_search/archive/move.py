@@ -11,19 +11,21 @@ from sqlalchemy.engine import make_url
 from dlnn_search.archive.backup import (
     Copied,
     PutFiles,
+    add_openings,
+    check_names,
     checkpoints_of,
     forget_unreachable,
     read_all,
     words_of,
+    write_studies,
 )
-from dlnn_search.archive.backup_write import add_openings, check_names, write_studies
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.files import slot_path
 from dlnn_search.storage import schema
 from dlnn_search.storage.database import Database, shown
-from dlnn_search.storage.database.reach import EVER_SECONDS
-from dlnn_search.storage.events import insert_event
-from dlnn_search.storage.losses import open_expired
+from dlnn_search.storage.database.outages import EVER_SECONDS
+from dlnn_search.storage.slots import open_expired
+from dlnn_search.storage.workers import insert_event
 
 
 def migrate(

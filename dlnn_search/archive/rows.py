@@ -21,9 +21,9 @@ from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import held_seconds, wall_used
+from dlnn_search.storage.checkpoints import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE
 from dlnn_search.storage.optuna.plain import read_optuna_study
-from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from dlnn_search import __version__
 from dlnn_search.cli import control as cli_control
 from dlnn_search.cli import data as cli_data
 from dlnn_search.cli import insight as cli_insight
-from dlnn_search.cli import regions as cli_regions
+from dlnn_search.cli import insight as cli_regions
 from dlnn_search.cli import results as cli_results
 from dlnn_search.cli import search as cli_search
 from dlnn_search.cli import storage as cli_storage

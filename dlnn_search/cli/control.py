@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from dlnn_search.results.status import StudyStatus
     from dlnn_search.storage.database import Database
-    from dlnn_search.storage.definitions import StoredStudy
-    from dlnn_search.storage.events import Event
+    from dlnn_search.storage.studies import StoredStudy
+    from dlnn_search.storage.workers import Event
 
 #: Events that `status` shows, and those that advice looks at.
 N_EVENTS_SHOWN = 5
@@ -61,11 +61,11 @@ def status(
         if as_json:
             import json
 
-            from dlnn_search.report.status_json import status_json
+            from dlnn_search.report.live import status_json
 
             print(json.dumps(status_json(*_look(database, stored)), indent=2))
             return
-        from dlnn_search.report.study_view import picture
+        from dlnn_search.report.live import picture
 
         console = make_console()
         if watch:
@@ -78,18 +78,18 @@ def status(
 
 def _show_all(database: Database, as_json: bool) -> None:
     from dlnn_search.results.status import study_status
-    from dlnn_search.storage.definitions import all_studies
     from dlnn_search.storage.halves import lost_words
+    from dlnn_search.storage.studies import all_studies
 
     studies = all_studies(database)
     if as_json:
         import json
 
-        from dlnn_search.report.status_json import status_json
+        from dlnn_search.report.live import status_json
 
         print(json.dumps([status_json(*_look(database, stored)) for stored in studies], indent=2))
         return
-    from dlnn_search.report.study_view import studies_table
+    from dlnn_search.report.live import studies_table
 
     console = make_console()
     console.print(studies_table([study_status(database, stored) for stored in studies]))
@@ -104,11 +104,10 @@ def _show_all(database: Database, as_json: bool) -> None:
 def _look(
     database: Database, stored: StoredStudy
 ) -> tuple[StudyStatus, Sequence[Event], list[str]]:
-    from dlnn_search.results.advice import advice
-    from dlnn_search.results.facts import facts_of
+    from dlnn_search.results.advice import advice, facts_of
     from dlnn_search.results.status import study_status
-    from dlnn_search.storage.events import last_events
     from dlnn_search.storage.halves import lost_words
+    from dlnn_search.storage.workers import last_events
 
     found = study_status(database, stored)
     events = last_events(database, stored.id, N_EVENTS_READ)
@@ -126,8 +125,8 @@ def _watch(console: Console, database: Database, stored: StoredStudy) -> None:
     from rich.text import Text
 
     from dlnn_search.errors import OutageError
-    from dlnn_search.report.study_view import picture
-    from dlnn_search.words import duration
+    from dlnn_search.metrics import duration
+    from dlnn_search.report.live import picture
 
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     advised = away_since = float("-inf")
@@ -286,7 +285,7 @@ def rename(
     storage: StorageOption = None,
 ) -> None:
     """Give a study another name; it goes on with the same trials and random numbers."""
-    from dlnn_search.commands.linked import check_new_name
+    from dlnn_search.commands.confirm import check_new_name
     from dlnn_search.storage.halves import check_idle, rename_study
 
     with open_known("rename", storage) as database:
@@ -337,7 +336,7 @@ def _ask_first(question: str, yes: bool) -> None:
 
 def _find(database: Database, study: str) -> StoredStudy:
     """Return a study that is whole."""
-    from dlnn_search.storage.definitions import check_whole
+    from dlnn_search.storage.studies import check_whole
 
     stored = _look_up(database, study)
     check_whole(database, stored)
@@ -345,7 +344,7 @@ def _find(database: Database, study: str) -> StoredStudy:
 
 
 def _look_up(database: Database, study: str) -> StoredStudy:
-    from dlnn_search.storage.definitions import look_up
+    from dlnn_search.storage.studies import look_up
 
     # A study's file is named as it, but for '-' and '_'.
     name = Path(study).stem.replace("_", "-").lower() if study.endswith(".py") else study

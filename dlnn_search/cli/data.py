@@ -148,7 +148,7 @@ def preview(
         difficulty=difficulty,
         render_seed=render_seed,
     )
-    from dlnn_search.data.preview import draw_preview
+    from dlnn_search.data.catalog import draw_preview
 
     n_images = draw_preview(data, output, seed=seed)
     typer.echo(f"Drew {n_images} training pictures into {output}")

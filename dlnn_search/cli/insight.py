@@ -21,11 +21,56 @@ from dlnn_search.cli.options import (
 )
 from dlnn_search.errors import ExitCode, StorageError, UsageError
 
+
+def regions(
+    study: StudyArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Draw it, too, as an HTML page."),
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Show how the space narrowed, stage by stage."""
+    import optuna
+
+    from dlnn_search.errors import StorageError, UsageError
+    from dlnn_search.report.figures import narrowing_figure, narrowing_of, print_narrowing
+    from dlnn_search.storage.database import storage_errors
+    from dlnn_search.storage.studies import find
+
+    if output is not None and output.suffix.lower() != ".html":
+        raise UsageError(
+            f"Expected the name of an HTML page for -o, such as regions.html, got '{output}'."
+        )
+    with open_known("regions", storage) as database:
+        find(database, study)
+        with storage_errors(database.url):
+            optuna_study = optuna.load_study(study_name=study, storage=database.optuna)
+            narrowing = narrowing_of(optuna_study)
+    if not narrowing.trials:
+        print(f"'{study}' has no finished trial yet.")
+        return
+    print_narrowing(make_console(), narrowing)
+    if not narrowing.regions:
+        print(
+            "No stage but the first has begun, or another sampler than coarse-to-fine draws "
+            "the trials: the whole space is open."
+        )
+    if output is not None:
+        try:
+            narrowing_figure(narrowing, f"How the space of {study} narrowed").write_html(
+                output, include_plotlyjs=True
+            )
+        except OSError as error:
+            raise StorageError(f"Cannot write '{output}': {error.strerror or error}.") from error
+        print(f"\nDrawn in {output}")
+
+
 if TYPE_CHECKING:
     from dlnn_search.commands.confirm import Planned
     from dlnn_search.results.confirmation import Confirmation
     from dlnn_search.storage.database import Database
-    from dlnn_search.storage.definitions import StoredStudy
+    from dlnn_search.storage.studies import StoredStudy
 
 
 def lr_range(
@@ -51,9 +96,9 @@ def lr_range(
     keep: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
 ) -> None:
     """Find the learning rates at which a network learns (range test)."""
-    from dlnn_search.commands.lr_range import make_test, subject_of, write_sweep
-    from dlnn_search.report.rate_range import print_sweep, sweep_page
-    from dlnn_search.training.quiet import import_tensorflow
+    from dlnn_search.commands.rates import make_test, subject_of, write_sweep
+    from dlnn_search.report.figures import print_sweep, sweep_page
+    from dlnn_search.training.runtime import import_tensorflow
 
     url = database_url_of(storage)
     subject = subject_of(config, url, quick=quick, study_file=study)
@@ -91,7 +136,7 @@ def confirm(
     """Train the best trials again with fresh seeds; rank them by the mean."""
     from dlnn_search.commands.confirm import plan_confirmation
     from dlnn_search.results.confirmation import confirmation_figure
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.storage.studies import find
 
     url = database_url_of(storage)
     with open_known("confirm", storage) as database:
@@ -119,8 +164,8 @@ def retune(
 ) -> None:
     """Train the selected config at learning rates around its own."""
     from dlnn_search.commands.confirm import plan_retuning
-    from dlnn_search.results.retuning import print_retuning, retuning
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.results.confirmation import print_retuning, retuning
+    from dlnn_search.storage.studies import find
 
     console, url = make_console(), database_url_of(storage)
     with open_known("retune", storage) as database:
@@ -141,10 +186,10 @@ def print_linked(name: str, url: str, where: str) -> None:
         url: Of the database.
         where: The option that names the database, if one was given.
     """
-    from dlnn_search.results.retuning import print_retuning, retuning
+    from dlnn_search.results.confirmation import print_retuning, retuning
     from dlnn_search.storage.database import open_database
-    from dlnn_search.storage.definitions import find
     from dlnn_search.storage.halves import parent_and_kind
+    from dlnn_search.storage.studies import find
 
     parent, kind = parent_and_kind(name)
     with open_database(url, create=False) as database:
@@ -217,8 +262,8 @@ def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> boo
 
 def importance(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show which parameters mattered."""
-    from dlnn_search.results.importance import importances, print_importances
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.results.comparison import importances, print_importances
+    from dlnn_search.storage.studies import find
 
     with open_known("importance", storage) as database:
         stored = find(database, study)
@@ -236,9 +281,9 @@ def compare(
     storage: StorageOption = None,
 ) -> None:
     """Compare studies: the best so far at equal budgets."""
-    from dlnn_search.report.pages import page_of, write_page
+    from dlnn_search.report.figures import page_of, write_page
     from dlnn_search.results.comparison import compared, comparison_figures, print_comparison
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.storage.studies import find
 
     with open_known("compare", storage) as database:
         found = compared(database, [find(database, name) for name in studies])
@@ -273,9 +318,8 @@ def plots(
     storage: StorageOption = None,
 ) -> None:
     """Draw a study: history, curves, importance, slices, contours."""
-    from dlnn_search.report.figures import study_figures
-    from dlnn_search.report.pages import write_pages
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.report.figures import study_figures, write_pages
+    from dlnn_search.storage.studies import find
 
     with open_known("plots", storage) as database:
         stored = find(database, study)

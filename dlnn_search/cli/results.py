@@ -23,9 +23,9 @@ from dlnn_search.cli.options import (
 from dlnn_search.errors import UsageError
 
 if TYPE_CHECKING:
-    from dlnn_search.commands.export_model import ExportedModel
+    from dlnn_search.commands.export import ExportedModel
     from dlnn_search.storage.database import Database
-    from dlnn_search.storage.definitions import StoredStudy
+    from dlnn_search.storage.studies import StoredStudy
 
 MAX_SEEDS = 100
 MAX_FOLDS = 100
@@ -35,7 +35,7 @@ def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     """List a study's trials with their parameters."""
     from dlnn_search.report.tables import print_trials
     from dlnn_search.results.status import all_trials
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.storage.studies import find
 
     with open_known("trials", storage) as database:
         stored = find(database, study)
@@ -51,7 +51,7 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import print_best
     from dlnn_search.results.status import best_trials
     from dlnn_search.storage.curves import curve_of_slot
-    from dlnn_search.storage.definitions import find
+    from dlnn_search.storage.studies import find
 
     with open_known("best", storage) as database:
         stored = find(database, study)
@@ -92,8 +92,8 @@ def export(
         )
     from dlnn_search.commands.export import check_wishes, export_best
     from dlnn_search.config import read_config
-    from dlnn_search.storage.definitions import look_up
     from dlnn_search.storage.halves import lost_words
+    from dlnn_search.storage.studies import look_up
 
     # A model's config stands beside it, as `predict` expects.
     output = output or Path(model or "").with_suffix(".json")
@@ -121,11 +121,11 @@ def _write_model(
 ) -> ExportedModel:
     import os
 
-    from dlnn_search.training.quiet import import_tensorflow
+    from dlnn_search.training.runtime import import_tensorflow
 
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it computes nothing, and workers may have the GPU
     import_tensorflow()
-    from dlnn_search.commands.export_model import export_model
+    from dlnn_search.commands.export import export_model
 
     return export_model(database, stored, path, code)
 
@@ -146,12 +146,11 @@ def evaluate(
     """Train a config anew, and test it once, on record."""
     import os
 
-    from dlnn_search.gpus import worker_environment
-    from dlnn_search.machine import usable_cores
+    from dlnn_search.machine import usable_cores, worker_environment
     from dlnn_search.storage.database import open_database
     from dlnn_search.study.finding import bring_code
     from dlnn_search.study.named_configs import find_config
-    from dlnn_search.training.quiet import import_tensorflow
+    from dlnn_search.training.runtime import import_tensorflow
 
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
@@ -185,12 +184,11 @@ def crossvalidate(
     """Train a config once a fold (k-fold cross-validation)."""
     import os
 
-    from dlnn_search.gpus import worker_environment
-    from dlnn_search.machine import usable_cores
+    from dlnn_search.machine import usable_cores, worker_environment
     from dlnn_search.storage.database import files_folder
     from dlnn_search.study.finding import bring_code
     from dlnn_search.study.named_configs import find_config
-    from dlnn_search.training.quiet import import_tensorflow
+    from dlnn_search.training.runtime import import_tensorflow
 
     if not 2 <= folds <= MAX_FOLDS:
         raise UsageError(f"Expected 2 to {MAX_FOLDS} folds, got --folds {folds}.")
@@ -199,9 +197,8 @@ def crossvalidate(
     for name, value in worker_environment(usable_cores()).items():
         os.environ.setdefault(name, value)
     import_tensorflow()
-    from dlnn_search.commands.crossvalidate import crossvalidate as run
-    from dlnn_search.report.crossvalidation import print_crossvalidation
-    from dlnn_search.report.evaluation import progress
+    from dlnn_search.commands.evaluate import crossvalidate as run
+    from dlnn_search.report.evaluation import print_crossvalidation, progress
 
     with progress(read, range(1, folds + 1), "fold") as on_epoch:
         validated = run(read, files, output, n_folds=folds, on_epoch=on_epoch)
@@ -219,7 +216,7 @@ def predict(
     ] = None,
 ) -> None:
     """Read digits, garments or clocks from pictures of any size."""
-    from dlnn_search.training.quiet import import_tensorflow
+    from dlnn_search.training.runtime import import_tensorflow
 
     import_tensorflow()
     from dlnn_search.commands.predict import predict as run

@@ -142,7 +142,7 @@ def start(
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
-    from dlnn_search.commands.linked import find_study
+    from dlnn_search.commands.confirm import find_study
     from dlnn_search.commands.start import Detached, Wishes, start_detached
     from dlnn_search.commands.start import start as run
     from dlnn_search.commands.warm_start import WarmStart
@@ -256,12 +256,11 @@ def worker(
     import logging
     import os
 
-    from dlnn_search.commands.linked import find_study
-    from dlnn_search.gpus import gpu_environment, worker_environment
-    from dlnn_search.machine import usable_cores
+    from dlnn_search.commands.confirm import find_study
+    from dlnn_search.machine import gpu_environment, usable_cores, worker_environment
     from dlnn_search.secret import hide_in_logs
     from dlnn_search.storage.database import open_database
-    from dlnn_search.storage.database.retry import retry
+    from dlnn_search.storage.database.outages import retry
 
     for option, value in (("--threads", threads), ("--gpu-memory", gpu_memory)):
         if value is not None and value < 1:
@@ -283,11 +282,11 @@ def worker(
     patience = 0.0 if supervisor is None else None
     database = retry(lambda: open_database(url, create=False), seconds=patience)
     with database:
-        from dlnn_search.worker.memory import MemoryWatch, share_bytes
+        from dlnn_search.worker.interruption import MemoryWatch, share_bytes
         from dlnn_search.worker.worker import run_worker
 
         def prepare() -> None:
-            from dlnn_search.training.quiet import import_tensorflow
+            from dlnn_search.training.runtime import import_tensorflow
 
             import_tensorflow()
             if gpu is not None:
@@ -315,12 +314,12 @@ def validate(
 ) -> None:
     """Build the corners of a study's space, and train each a step."""
     from dlnn_search.study.finding import load_study
-    from dlnn_search.training.quiet import import_tensorflow
+    from dlnn_search.training.runtime import import_tensorflow
 
     loaded = load_study(study, quick=quick)
     import_tensorflow()
     from dlnn_search.commands.validate import validate as run
-    from dlnn_search.report.checks import print_checks
+    from dlnn_search.report.tables import print_checks
 
     if print_checks(make_console(), loaded, run(loaded)):
         raise typer.Exit(ExitCode.STUDY)
@@ -356,9 +355,8 @@ def dashboard(
     """Show trials and curves in the browser (optuna-dashboard)."""
     import logging
 
-    from dlnn_search.dashboard import Serving, check_may_serve, serve
+    from dlnn_search.dashboard import Serving, check_may_serve, open_sides, serve
     from dlnn_search.dashboard.access import Passwords
-    from dlnn_search.dashboard.storage import open_sides
     from dlnn_search.secret import hide_in_logs
 
     if not 0 <= port <= 65_535:

@@ -22,11 +22,10 @@ from dlnn_search import __version__
 from dlnn_search.data.catalog import catalog
 from dlnn_search.data.prepared import prepared_root
 from dlnn_search.errors import DlnnSearchError
-from dlnn_search.gpus import find_gpus
-from dlnn_search.machine import usable_cores
+from dlnn_search.machine import find_gpus, usable_cores
 from dlnn_search.storage.database import database_url, files_folder, open_database, shown
-from dlnn_search.storage.definitions import all_studies
 from dlnn_search.storage.halves import lost_words
+from dlnn_search.storage.studies import all_studies
 
 GIGABYTE = 1e9
 #: A worker on clocks holds about this much, shared pages included (measured: 1.3 GB at 80 px).

@@ -1,4 +1,4 @@
-"""The use case `evaluate`: train a config, open the test split once, record what came out."""
+"""The use cases `evaluate` and `crossvalidate`: train a config, say how good it is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +17,92 @@ from dlnn_search import data
 from dlnn_search.commands.confirm import MAX_SEEDS
 from dlnn_search.commands.export import write_whole
 from dlnn_search.config import Clocks, Config
-from dlnn_search.config.seeds import fresh_seeds
-from dlnn_search.data.split import Split
+from dlnn_search.config.training import fresh_seeds
+from dlnn_search.data.splits import Split
 from dlnn_search.errors import StorageError, UsageError
-from dlnn_search.report.evaluation import Tested
+from dlnn_search.metrics import count_words
+from dlnn_search.report.evaluation import Tested, Validated
 from dlnn_search.storage.budget import time_words
-from dlnn_search.storage.checkpoints import evaluation_folder, is_unfinished, mark
+from dlnn_search.storage.checkpoints import CROSSVALIDATIONS, evaluation_folder, is_unfinished, mark
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import LedgerEntry, Opening, earlier_tests, is_same
-from dlnn_search.storage.links import family_of, seeds_of
+from dlnn_search.storage.studies import family_of, seeds_of
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit
 from dlnn_search.training.precision import resolve_precision
-from dlnn_search.words import count_words
+
+
+def crossvalidate(
+    config: Config,
+    files: Path,
+    output: Path | None,
+    *,
+    n_folds: int,
+    on_epoch: Callable[[int, Epoch, int], None],
+) -> list[Validated]:
+    """Train a model a fold, and measure each on the fold that it was not trained on.
+
+    What was interrupted goes on from its checkpoints.
+
+    Args:
+        config: What to train; its `validation` share plays no part.
+        files: The folder under which checkpoints are kept.
+        output: Receives the result as JSON.
+        n_folds: At least 2.
+        on_epoch: Told the fold, counted from 1, the epoch, and how many there are.
+
+    Raises:
+        UsageError: If `output` could not be written, before hours of training.
+        DlnnSearchError: If data, disk or training fail.
+    """
+    if output is not None:
+        _check_output(output)
+    config = config.model_copy(update={"data": data.resolve(config.data)})
+    folds = data.load_folds(config.data, n_folds, config.training.curriculum)
+    config = resolve_precision(config, folds[0].train.image_shape)
+    folder = files / CROSSVALIDATIONS / f"{config.fingerprint()}-{n_folds}-folds"
+    validated = []
+    for number, images in enumerate(folds, start=1):
+
+        def told(epoch: Epoch, number: int = number) -> Decision:
+            on_epoch(number, epoch, config.training.epochs)
+            return Decision.GO_ON
+
+        best = fit(config, images, folder=folder / str(number), on_epoch=told).best
+        sizes = len(images.train), len(images.validation)
+        validated.append(Validated(number, *sizes, best.epoch, best.metrics))
+    if output is not None:
+        _write_fold_summary(output, config, validated)
+    return validated
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"Expected a file to write, got the folder '{path}': -o {path}/folds.json")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
+
+
+def _write_fold_summary(path: Path, config: Config, validated: Sequence[Validated]) -> None:
+    """Write the folds, and each metric's mean and standard deviation over them."""
+    by_name = {name: [one.metrics[name] for one in validated] for name in validated[0].metrics}
+    summary = {
+        "config": config.model_dump(mode="json"),
+        "fingerprint": config.fingerprint(),
+        "folds": [
+            {
+                "fold": one.fold,
+                "n_training": one.n_training,
+                "n_validation": one.n_validation,
+                "best_epoch": one.best_epoch,
+                "validation": dict(one.metrics),
+            }
+            for one in validated
+        ],
+        "mean": {name: mean(values) for name, values in by_name.items()},
+        "standard_deviation": {name: stdev(values) for name, values in by_name.items()},
+    }
+    write_whole(path, json.dumps(summary, indent=2) + "\n")
+
 
 SUMMARY = "evaluation.json"
 #: Of the evaluations before, in a message.
@@ -190,9 +265,9 @@ def _predictions(folder: Path, seed: int) -> Path:
 def _test_one(config: Config, test: Split, checkpoint: Path, folder: Path) -> Mapping[str, float]:
     """Measure one trained model on the test split, and keep model, predictions and picture."""
     from dlnn_search.models.heads import head_of
-    from dlnn_search.report.mistakes import draw_confusion, draw_worst_clocks
+    from dlnn_search.report.evaluation import draw_confusion, draw_worst_clocks
     from dlnn_search.training.portable import save_portable
-    from dlnn_search.training.predict import predict
+    from dlnn_search.training.step import predict
 
     seed = config.training.seed
     model = best_model(config, checkpoint, test.image_shape)

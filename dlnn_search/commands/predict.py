@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from dlnn_search.config import Clocks, Config, read_config
-from dlnn_search.data.names import class_names
+from dlnn_search.data.catalog import class_names
 from dlnn_search.errors import DataError, StorageError, UsageError
 from dlnn_search.models.heads import Head, by_name, head_of
 

@@ -14,30 +14,35 @@ from dlnn_search.commands.rates import measure
 from dlnn_search.commands.warm_start import WarmStart, warm_start
 from dlnn_search.config import Config
 from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
-from dlnn_search.gpus import Seat, plan_seats
-from dlnn_search.launch.detach import LOG_NAME, Background, PidFile, run_in_background
-from dlnn_search.launch.detached import logs_folder
+from dlnn_search.launch.detached import (
+    LOG_NAME,
+    Background,
+    PidFile,
+    logs_folder,
+    run_in_background,
+)
 from dlnn_search.launch.supervisor import Supervisor
+from dlnn_search.machine import Seat, plan_seats
 from dlnn_search.report.live import LiveView
 from dlnn_search.results.advice import is_bug, mend_words
 from dlnn_search.results.status import StudyStatus, study_status
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import go_on, set_lease_seconds, set_reuse
 from dlnn_search.storage.database import Database, open_database, storage_errors
-from dlnn_search.storage.definitions import StoredStudy, register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import StoredStudy, register
 from dlnn_search.storage.workers import dead_workers, looked_after, orphans
 from dlnn_search.study import Study
 from dlnn_search.worker.convergence import converged_words, settle
-from dlnn_search.worker.corners import example_config
+from dlnn_search.worker.first_trials import example_config
 from dlnn_search.worker.joining import as_stored, check_pictures
 from dlnn_search.worker.optuna_study import (
     check_libraries,
     choose_sampler,
     open_optuna_study,
     sampler_of_name,
+    sweep,
 )
-from dlnn_search.worker.sweep import sweep
 
 MAX_WORKERS = 1_024
 

@@ -19,11 +19,10 @@ from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import Shape, foreseen
 from dlnn_search.study import Study, UnstorableError
-from dlnn_search.training.augment import augmenter
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import with_precision
-from dlnn_search.training.step import Steps
-from dlnn_search.worker.corners import corner_trials, example_config
+from dlnn_search.training.step import Steps, augmenter
+from dlnn_search.worker.first_trials import corner_trials, example_config
 
 N_RANDOM = 12
 #: Images of an epoch where a config does not name their number: 85 % of 60,000.

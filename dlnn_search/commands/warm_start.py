@@ -14,15 +14,14 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from dlnn_search import data
-from dlnn_search.commands.linked import identity
+from dlnn_search.commands.confirm import identity
 from dlnn_search.config import Config, explain
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.results.status import best_trials
 from dlnn_search.samplers.axes import fits
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.definitions import StoredStudy, find
-from dlnn_search.storage.links import give_first
+from dlnn_search.storage.studies import StoredStudy, find, give_first
 from dlnn_search.study import Study
 from dlnn_search.study.named_configs import NAMED, find_config
 from dlnn_search.worker.failures import MAX_DRAWS

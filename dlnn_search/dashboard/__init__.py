@@ -6,11 +6,12 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -22,15 +23,41 @@ from optuna_dashboard import wsgi
 from werkzeug.test import Client
 from werkzeug.wrappers import Request, Response
 
-from dlnn_search.commands.linked import check_new_name
+from dlnn_search.commands.confirm import check_new_name
 from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate
 from dlnn_search.dashboard.curves import paint
 from dlnn_search.errors import DlnnSearchError, UsageError
 from dlnn_search.secret import hidden
-from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, all_studies
+from dlnn_search.storage.database import Database, database_url, open_database
 from dlnn_search.storage.halves import delete_study, lost_words, rename_study
 from dlnn_search.storage.optuna import remembering
+from dlnn_search.storage.studies import StoredStudy, all_studies
+
+VIEWER_STORAGE = "DLNN_SEARCH_VIEWER_STORAGE"
+VIEWER_STORAGE_PASSWORD = "DLNN_SEARCH_VIEWER_STORAGE_PASSWORD"
+
+
+@contextmanager
+def open_sides(storage: str | None, serving: Serving) -> Iterator[tuple[Database | None, Database]]:
+    """Open the database for editors, if there may be any, and for viewers.
+
+    Viewers read through a role of their own where DLNN_SEARCH_VIEWER_STORAGE names one. An
+    address on the command line is for both: the environment's may be of another database.
+    """
+    url = database_url(storage)
+    viewer_url, given = url, os.environ.get(VIEWER_STORAGE)
+    if storage is None and given:
+        viewer_url = database_url(given, VIEWER_STORAGE_PASSWORD)
+    with ExitStack() as opened:
+        editor = None
+        if not serving.read_only:
+            editor = opened.enter_context(open_database(url, create=False))
+        if editor is not None and serving.passwords is None:
+            viewer = editor  # everybody may do everything
+        else:
+            viewer = opened.enter_context(open_database(viewer_url, create=False, read_only=True))
+        yield editor, viewer
+
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from optuna_dashboard import save_plotly_graph_object
 
 from dlnn_search.errors import DlnnSearchError
-from dlnn_search.report.regions import narrowing_figure, narrowing_of
+from dlnn_search.metrics import metric_name, metric_unit
+from dlnn_search.report.figures import narrowing_figure, narrowing_of
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, all_studies
 from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.schema import curves, slots
-from dlnn_search.words import metric_name, metric_unit
+from dlnn_search.storage.studies import StoredStudy, all_studies
 
 #: The dashboard loads every figure at each refresh: this many trials, the best ones, are enough.
 MAX_CURVES = 30

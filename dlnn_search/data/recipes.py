@@ -16,11 +16,12 @@ from dlnn_search.data.prepared import (
     LABELS,
     LAYOUT_VERSION,
     PICTURES,
+    OnProgress,
+    Progress,
     Recipe,
     map_array,
     write_array,
 )
-from dlnn_search.data.progress import OnProgress, Progress
 from dlnn_search.data.sources import DIGIT_SETS, DigitSet, write_digits
 from dlnn_search.data.splits import choose, strata_of
 from dlnn_search.errors import DataError

@@ -20,12 +20,17 @@ from dlnn_search.errors import (
     StudyError,
     UsageError,
 )
-from dlnn_search.gpus import Seat
-from dlnn_search.launch.processes import Adopted, Started, WorkerProcess, exit_words, last_words
+from dlnn_search.launch.detached import Adopted, Started, WorkerProcess, exit_words, last_words
+from dlnn_search.machine import Seat
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.events import add_event
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.workers import Orphan, new_worker_name, process_mark, what_was_trained
+from dlnn_search.storage.workers import (
+    Orphan,
+    add_event,
+    new_worker_name,
+    process_mark,
+    what_was_trained,
+)
 
 POLL_SECONDS = 0.2
 FIRST_BACK_OFF_SECONDS = 1.0

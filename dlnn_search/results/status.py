@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from dlnn_search.storage.budget import BudgetUse, budget_use
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.duplicates import TRAINED_ITSELF
 from dlnn_search.storage.schema import curves, now, slots, studies, workers
+from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.workers import SILENT_SECONDS
 
 #: Trials that the time of the next ones is estimated from.

@@ -25,10 +25,12 @@ from dlnn_search.samplers.candidates import (
     N_PROMISING,
     REFINEMENTS,
     Activity,
+    Contest,
     Drawer,
+    draw_contest,
+    own_scores,
     untried,
 )
-from dlnn_search.samplers.contest import Contest, draw_contest, own_scores
 from dlnn_search.samplers.observations import Observations, Outcomes
 from dlnn_search.samplers.regions import REGION_ATTRIBUTE, Region, draw, narrowed, read_region
 
@@ -72,9 +74,9 @@ class CoarseToFine(BaseSampler):
     of all trials finished so far says what to expect of each, and the expected improvement
     decides. Where a choice has parameters of its own, the share from the whole space makes the
     best of one choice each, however poor it looks beside the others
-    (`dlnn_search.samplers.contest`). So a region depends on what had finished when its stage began,
-    and is the same for all workers from then on; a draw depends on seed, trial number, stored
-    region, and on what has finished and what runs by the time of the draw. One worker draws the
+    (`samplers.candidates`). So a region depends on what had finished when its stage began, and is
+    the same for all workers from then on; a draw depends on seed, trial number, stored region, and
+    on what has finished and what runs by the time of the draw. One worker draws the
     same trials again from the same seed; with several that holds as far as their trials finish in
     the same order.
 

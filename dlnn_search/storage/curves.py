@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.claims import prolong
+from dlnn_search.storage.budget import prolong
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.optuna import INSERT
 from dlnn_search.storage.schema import curves as table

@@ -1,4 +1,4 @@
-"""Who works on a study, and what each is at: the ground of every live view."""
+"""Who works on a study, what each is at, and what happened out of the ordinary."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,67 @@ from typing import Any
 
 import psutil
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import now, slots
+from dlnn_search.storage.schema import events, now, slots
 from dlnn_search.storage.schema import workers as table
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened; `at` is in seconds since 1970 by the database's clock."""
+
+    id: int
+    at: float
+    kind: str
+    worker: str | None
+    slot_id: int | None
+    words: str
+
+
+def add_event(
+    database: Database,
+    study_id: int,
+    kind: str,
+    words: str,
+    *,
+    worker: str | None = None,
+    slot_id: int | None = None,
+) -> None:
+    """Note what happened: `kind` is one word for programs, `words` a sentence for people."""
+    with database.transaction() as connection:
+        insert_event(connection, study_id, kind, words, worker=worker, slot_id=slot_id)
+
+
+def insert_event(
+    connection: Connection,
+    study_id: int,
+    kind: str,
+    words: str,
+    *,
+    worker: str | None = None,
+    slot_id: int | None = None,
+) -> None:
+    """Note what happened in the transaction that makes it happen: both or neither."""
+    connection.execute(
+        events.insert().values(
+            study_id=study_id, at=now(), kind=kind, worker=worker, slot_id=slot_id, words=words
+        )
+    )
+
+
+def last_events(database: Database, study_id: int, n: int) -> Sequence[Event]:
+    """Return the last n events, oldest first."""
+    query = (
+        sa.select(events).where(events.c.study_id == study_id).order_by(events.c.id.desc()).limit(n)
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(query).all()
+    return [
+        Event(row.id, row.at, row.kind, row.worker, row.slot_id, row.words) for row in rows[::-1]
+    ]
+
 
 #: A worker that was silent for longer is taken for gone, unless it still holds a lease.
 SILENT_SECONDS = 150.0

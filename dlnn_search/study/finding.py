@@ -124,7 +124,7 @@ def bring_code(config: Config, source: str, study_file: str | None) -> Config:
         UsageError: If there is no such study, or the config needs another one.
         StudyError: If the study's file is not valid, or its code is another version.
     """
-    from dlnn_search.study.own_code import code_of
+    from dlnn_search.study.code import code_of
 
     study = None if study_file is None else load_study(study_file)
     for part in config.own_parts:
@@ -146,8 +146,7 @@ def bring_code(config: Config, source: str, study_file: str | None) -> Config:
 
 def _load_file(path: Path) -> Study:
     from dlnn_search.study import NAME_PATTERN, Study
-    from dlnn_search.study.code import find_helpers, run_with_helpers
-    from dlnn_search.study.own_code import line_of, register
+    from dlnn_search.study.code import find_helpers, line_of, register, run_with_helpers
 
     name = path.stem.replace("_", "-").lower()
     if not NAME_PATTERN.fullmatch(name):

@@ -10,13 +10,12 @@ from dlnn_search.metrics import IN_MINUTES
 from dlnn_search.pruners.convergence import CONVERGED, Converged, Outlook, outlook
 from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import best_trials
-from dlnn_search.storage.control import go_on, orders, set_control
+from dlnn_search.storage.control import go_on, keep_stop_rule, kept_stop_rule, orders, set_control
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy
 from dlnn_search.storage.duplicates import TRAINED_ITSELF
-from dlnn_search.storage.kept import keep_stop_rule, kept_stop_rule
 from dlnn_search.storage.schema import slots
+from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.study import Study
 
 #: Trials whose curves tell the noise.

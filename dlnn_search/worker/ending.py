@@ -7,9 +7,9 @@ from collections.abc import Callable
 import optuna
 
 from dlnn_search.optuna_version import trial_id_of
-from dlnn_search.storage.artifacts import Standing, settle_checkpoint, standing_of
+from dlnn_search.storage.checkpoints import Standing, settle_checkpoint, standing_of
+from dlnn_search.storage.control import kept_stop_rule
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.kept import kept_stop_rule
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.study import Study
 from dlnn_search.worker.note import write_note

@@ -1,11 +1,4 @@
-"""What ends a worker's training before its time: signals, and what the study's workers are asked.
-
-A first SIGINT (Ctrl-C, with a person who can wait) lets the epoch end. SIGTERM (Slurm,
-Kubernetes, compose, which kill soon after) and `stop --now` let it end if it does within
-`GRACE_SECONDS`; else what the epoch had so far is dropped, and the checkpoint of the last one is
-gone on from. A second signal drops it at once. Under a supervisor that lives, the supervisor
-counts the seconds: it knows whether a person or a killer asks.
-"""
+"""What ends a worker's training before its time: signals, orders, memory that has grown."""
 
 from __future__ import annotations
 
@@ -14,9 +7,67 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
+import psutil
+
+from dlnn_search.machine import usable_memory_bytes
 from dlnn_search.storage.control import Orders
+
+MEBIBYTE = 2**20
+#: Twice the first trial's is no leak yet where that was tiny: networks differ in size.
+LEAST_GROWTH_BYTES = 512 * MEBIBYTE
+#: A worker that begins near its share of the machine must still be let train.
+LEAST_GROWTH_FACTOR = 1.2
+#: Of the machine's memory, for all workers together; the rest is the system's and file cache.
+WORKERS_SHARE = 0.9
+
+
+@dataclass
+class MemoryWatch:
+    """Remembers what a worker held after its first trial.
+
+    Attributes:
+        share_bytes: The worker's part of the machine's memory.
+    """
+
+    share_bytes: float
+    _first_bytes: int | None = None
+
+    def grown_words(self, held_bytes: int | None = None) -> str | None:
+        """Return in words how much the worker has grown, if too much; call it after each trial.
+
+        Args:
+            held_bytes: Its resident memory; None asks the system.
+        """
+        held = psutil.Process().memory_info().rss if held_bytes is None else held_bytes
+        if self._first_bytes is None:
+            self._first_bytes = held
+            return None
+        limit = limit_bytes(self._first_bytes, self.share_bytes)
+        if held <= limit:
+            return None
+        return (
+            f"memory grew from {self._first_bytes / MEBIBYTE:,.0f} MiB after the first trial to "
+            f"{held / MEBIBYTE:,.0f} MiB (limit {limit / MEBIBYTE:,.0f} MiB)"
+        )
+
+
+def limit_bytes(first_bytes: int, share_bytes: float) -> float:
+    """Return how much a worker may hold that held `first_bytes` after its first trial.
+
+    Twice that or 512 MiB more, but no more than its share of the machine; and in any case a
+    fifth more than at first, or it would be replaced after each trial.
+    """
+    grown = max(2 * first_bytes, first_bytes + LEAST_GROWTH_BYTES)
+    return max(min(grown, share_bytes), LEAST_GROWTH_FACTOR * first_bytes)
+
+
+def share_bytes(n_workers: int) -> float:
+    """Return one worker's part of what this process may use of the machine's memory."""
+    return WORKERS_SHARE * usable_memory_bytes() / n_workers
+
 
 #: Compose kills 10 s after SIGTERM, Slurm and Kubernetes after 30 s; giving a slot back takes one.
 GRACE_SECONDS = 5.0

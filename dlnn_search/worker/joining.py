@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 
 from dlnn_search.config import OwnData
-from dlnn_search.data.identity import identity_of
+from dlnn_search.data.loading import identity_of
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import (
+from dlnn_search.storage.studies import (
     StoredStudy,
     all_studies,
     check_data,
     is_same,
     join,
+    parent_of,
 )
-from dlnn_search.storage.links import parent_of
 from dlnn_search.study import Study
+from dlnn_search.study.code import register
 from dlnn_search.study.finding import earlier_version
-from dlnn_search.study.own_code import register
-from dlnn_search.worker.corners import example_config
+from dlnn_search.worker.first_trials import example_config
 
 
 def as_stored(study: Study, database: Database) -> Study:

@@ -8,13 +8,12 @@ import optuna
 import sqlalchemy as sa
 from optuna_dashboard import save_note
 
-from dlnn_search.metrics import DIRECTIONS
+from dlnn_search.metrics import DIRECTIONS, metric_name, metric_unit, metric_value
 from dlnn_search.storage.curves import Point, curve_of_slot, note_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import all_studies
 from dlnn_search.storage.schema import slots as table
 from dlnn_search.storage.slots import Settled, Slots
-from dlnn_search.words import metric_name, metric_unit, metric_value
+from dlnn_search.storage.studies import all_studies
 from dlnn_search.worker.failures import Kind
 from dlnn_search.worker.objective import Verdict
 from dlnn_search.worker.optuna_study import storage_of

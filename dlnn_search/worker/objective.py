@@ -15,11 +15,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from dlnn_search import data
 from dlnn_search.config import Config, CurriculumStage, Data
-from dlnn_search.data.split import TrainingData
+from dlnn_search.data.splits import TrainingData
 from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.files import slot_path
 from dlnn_search.optuna_version import trial_id_of
-from dlnn_search.pruners.pruning import falls_behind, rungs_of
+from dlnn_search.pruners.halving import falls_behind, rungs_of
+from dlnn_search.storage.checkpoints import place_of
 from dlnn_search.storage.curves import Point, kept_of_slot, replace_curve
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import (
@@ -28,7 +29,6 @@ from dlnn_search.storage.duplicates import (
     look_for_duplicate,
     wait_for_space,
 )
-from dlnn_search.storage.place import place_of
 from dlnn_search.storage.slots import LostLeaseError, Outcome, Slot, Slots
 from dlnn_search.storage.workers import Presence, has_trained_here
 from dlnn_search.study import Study
@@ -46,8 +46,7 @@ from dlnn_search.worker.optuna_study import (
     remember_infeasible,
     storage_of,
 )
-from dlnn_search.worker.outbox import Outbox
-from dlnn_search.worker.reports import Reports
+from dlnn_search.worker.outbox import Outbox, Reports
 
 T = TypeVar("T")
 

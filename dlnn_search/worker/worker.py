@@ -20,30 +20,29 @@ from dlnn_search.storage.control import Orders, is_first, set_control, stop_afte
 from dlnn_search.storage.control import orders as orders_of
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.database.retry import pause_seconds
-from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.database.outages import pause_seconds
 from dlnn_search.storage.duplicates import Duplicate, settle_like
-from dlnn_search.storage.events import add_event
 from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
-from dlnn_search.storage.workers import Presence
+from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.workers import Presence, add_event
 from dlnn_search.study import Study
 from dlnn_search.worker.claiming import Claim, Claimed
 from dlnn_search.worker.convergence import stop_if_converged
 from dlnn_search.worker.ending import Ending
-from dlnn_search.worker.interruption import Interruption
+from dlnn_search.worker.interruption import Interruption, MemoryWatch
 from dlnn_search.worker.joining import as_stored, join_study
-from dlnn_search.worker.memory import MemoryWatch
 from dlnn_search.worker.objective import Objective, Verdict
 from dlnn_search.worker.optuna_study import (
     begin_made,
     begin_trial,
     open_optuna_study,
     put_back,
+    sweep,
     tell,
+    tell_what_is_untold,
 )
-from dlnn_search.worker.reports import report_whole_curve
-from dlnn_search.worker.sweep import sweep, tell_what_is_untold
+from dlnn_search.worker.outbox import report_whole_curve
 
 #: Between two looks for a slot that its holder may lose.
 WAIT_SECONDS = 2.0

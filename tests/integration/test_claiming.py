@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
 from dlnn_search.worker.claiming import Claim
 from dlnn_search.worker.optuna_study import (
     begin_made,
@@ -20,8 +20,8 @@ from dlnn_search.worker.optuna_study import (
     open_optuna_study,
     put_back,
     storage_of,
+    sweep,
 )
-from dlnn_search.worker.sweep import sweep
 
 from .slot_life import TESTED_ALONE, claimed, row_of
 from .trials_of_a_study import study_of

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from dlnn_search.cli.data import app
 from dlnn_search.config import Clocks
 from dlnn_search.data import load
-from dlnn_search.data.progress import Progress
+from dlnn_search.data.prepared import Progress
 from dlnn_search.errors import DataError, DlnnSearchError, UsageError
 
 SMALL = ("--size", "32", "--images-per-time", "1")

@@ -15,7 +15,7 @@ import pytest
 from dlnn_search.storage import schema
 from dlnn_search.storage import workers as presence
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
+from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import (
     Presence,
     dead_workers,

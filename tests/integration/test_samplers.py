@@ -16,14 +16,13 @@ from dlnn_search.cli import app
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.dashboard.curves import _put_figure
 from dlnn_search.errors import UsageError
-from dlnn_search.report.regions import narrowing_figure, narrowing_of
-from dlnn_search.results.advice import advice
-from dlnn_search.results.facts import facts_of
+from dlnn_search.report.figures import narrowing_figure, narrowing_of
+from dlnn_search.results.advice import advice, facts_of
 from dlnn_search.results.status import study_status
 from dlnn_search.samplers.regions import stored_regions
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import find, register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import find, register
 from dlnn_search.study import SAMPLERS, Gp, Study, Tpe
 from dlnn_search.worker import optuna_study as module
 from dlnn_search.worker.optuna_study import (

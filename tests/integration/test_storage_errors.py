@@ -32,9 +32,9 @@ from dlnn_search.storage.database import (
     open_database,
     shown,
 )
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.schema import SCHEMA_VERSION
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.studies import register
 from dlnn_search.study import Study
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker

@@ -12,18 +12,17 @@ import optuna
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
-from dlnn_search.pruners.pruning import falls_behind
+from dlnn_search.pruners.halving import falls_behind
 from dlnn_search.results.status import study_status
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import find, register
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.studies import find, register
 from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Halving, RandomSearch, Study
 from dlnn_search.worker import outbox as outbox_module
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
-from dlnn_search.worker.outbox import Outbox
-from dlnn_search.worker.reports import Reports, epochs_to_report
+from dlnn_search.worker.outbox import Outbox, Reports, epochs_to_report
 
 from .slot_life import note_config
 

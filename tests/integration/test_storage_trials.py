@@ -17,9 +17,9 @@ from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError
 from dlnn_search.storage.control import go_on
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import all_studies, register
 from dlnn_search.storage.halves import archive, rename_study
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.studies import all_studies, register
 from dlnn_search.study import RandomSearch, Study, Tpe
 from dlnn_search.worker import optuna_study as module
 from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study, tell

@@ -14,15 +14,14 @@ from typing import Any
 import pytest
 
 from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
-from dlnn_search.gpus import Seat
 from dlnn_search.launch import supervisor as module
 from dlnn_search.launch.supervisor import Supervisor
+from dlnn_search.machine import Seat
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.events import last_events
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.workers import Presence
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import Presence, last_events
 
 DEFINITION = {"settings": {"metric": "loss", "direction": "minimize"}, "code": ""}
 

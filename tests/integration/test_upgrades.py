@@ -9,7 +9,7 @@ import pytest
 
 from dlnn_search.errors import StudyError
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import join, register
+from dlnn_search.storage.studies import join, register
 from dlnn_search.study import finding as study_files
 from dlnn_search.study.finding import code_hash, load_study, studies_folder
 from dlnn_search.worker.joining import as_stored

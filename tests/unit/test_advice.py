@@ -8,7 +8,7 @@ from typing import Any
 
 from dlnn_search.results.advice import Facts, advice
 from dlnn_search.results.status import FailureStatus, StudyStatus, WorkerStatus
-from dlnn_search.samplers.edges import Edge
+from dlnn_search.samplers.regions import Edge
 from dlnn_search.storage.budget import BudgetUse
 
 

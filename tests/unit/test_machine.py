@@ -10,7 +10,7 @@ import pytest
 
 from dlnn_search import machine
 from dlnn_search.machine import usable_cores, usable_memory_bytes
-from dlnn_search.worker.memory import MEBIBYTE, MemoryWatch, limit_bytes
+from dlnn_search.worker.interruption import MEBIBYTE, MemoryWatch, limit_bytes
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ import pytest
 
 from dlnn_search import Clocks, Config, FashionMnist, HalvingPruner, Mlp, Study
 from dlnn_search.errors import StudyError
-from dlnn_search.pruners.halving import Halving
-from dlnn_search.pruners.pruning import make_pruner, threshold
-from dlnn_search.pruners.rung_values import reported_values
+from dlnn_search.pruners.halving import Halving, make_pruner, reported_values, threshold
 from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
 
 Direction = Literal["minimize", "maximize"]

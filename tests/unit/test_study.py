@@ -28,7 +28,7 @@ from dlnn_search.study import (
     Tpe,
     is_better,
 )
-from dlnn_search.worker.corners import example_config, middle_config
+from dlnn_search.worker.first_trials import example_config, middle_config
 from dlnn_search.worker.optuna_study import make_sampler
 
 

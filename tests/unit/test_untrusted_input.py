@@ -23,7 +23,7 @@ from dlnn_search.cli.options import limit_hours, limit_moment, limit_seconds, pa
 from dlnn_search.config import Config, read_config
 from dlnn_search.data.clocks.imported import import_clocks
 from dlnn_search.errors import DataError, StorageError, StudyError, TrainingError, UsageError
-from dlnn_search.gpus import Gpu, choose_gpus
+from dlnn_search.machine import Gpu, choose_gpus
 from dlnn_search.secret import hidden, remember, taken_off_command_line
 from dlnn_search.storage.database import database_url, shown
 from dlnn_search.study import NAME_PATTERN

@@ -12,6 +12,9 @@ import numpy as np
 from dlnn_search.data.prepared import (
     LABELS,
     PICTURES,
+    OnProgress,
+    Progress,
+    ProgressDisplay,
     cache_root,
     filling,
     is_intact,
@@ -21,7 +24,6 @@ from dlnn_search.data.prepared import (
     write_about,
     write_array,
 )
-from dlnn_search.data.progress import OnProgress, Progress, ProgressDisplay
 from dlnn_search.errors import DataError
 
 if TYPE_CHECKING:

@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlnn_search.data.clocks.clock_textures import (
+from dlnn_search.data.clocks.scene import (
     DIAL_EXTENT_R,
     DIAL_TEXELS,
     WOOD_ACROSS_TEXELS_PER_R,
     WOOD_ALONG_TEXELS_PER_R,
     WOOD_TEXELS,
+    Glare,
+    Planks,
+    Scene,
     dial_ink,
     wood_grain,
 )
-from dlnn_search.data.clocks.scene import Glare, Planks, Scene
 
 FloatArray = NDArray[np.floating[Any]]  # float32, twice as fast as float64
 IndexArray = NDArray[np.intp]

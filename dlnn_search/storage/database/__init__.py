@@ -23,11 +23,9 @@ from dlnn_search.optuna_version import check_optuna, lacking
 from dlnn_search.secret import STORAGE_PASSWORD, read_secret, remember
 from dlnn_search.storage import migrations
 from dlnn_search.storage.database import sqlite
+from dlnn_search.storage.database.outages import Reach, retry, tell_errors_at_their_source
 from dlnn_search.storage.database.outages import shown as shown
 from dlnn_search.storage.database.outages import storage_errors as storage_errors
-from dlnn_search.storage.database.outages import tell_errors_at_their_source
-from dlnn_search.storage.database.reach import Reach
-from dlnn_search.storage.database.retry import retry
 from dlnn_search.storage.optuna import rdb_storage
 
 DEFAULT_URL = "sqlite:///storage/data/dlnn.db"

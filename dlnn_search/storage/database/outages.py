@@ -1,20 +1,235 @@
-"""What a database's errors mean: one message that says what to do and holds no password."""
+"""Errors of the database in one sentence each; outages are waited for until they end."""
 
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import random
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import optuna
 import sqlalchemy as sa
+import tenacity
 from sqlalchemy.engine import URL, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from dlnn_search.errors import OutageError, StorageError
+from dlnn_search.errors import OutageError, StorageError, UsageError
 from dlnn_search.storage.database import sqlite
-from dlnn_search.storage.database.retry import may_pass
+
+#: How long a database may be away before a process gives up. A restart takes seconds, a
+#: fail-over minutes, a machine's update a quarter of an hour.
+PATIENCE_SECONDS = 900.0
+PATIENCE_VARIABLE = "DLNN_SEARCH_PATIENCE"
+#: The longest pause between two tries: a server that is back is noticed within that.
+MAX_PAUSE_SECONDS = 10.0
+
+#: SQLSTATEs, or their beginnings, of what ends by itself.
+#: Source: PostgreSQL 18, appendix A.
+_PASSING_STATES = (
+    "08",  # the connection failed
+    "40",  # rolled back: serialisation, deadlock
+    "53",  # no disk space, memory or connections left
+    "25006",  # read-only: a standby that is not yet, or no longer, the primary
+    "25P03",  # idle in a transaction for too long
+    "55P03",  # a lock is not available
+    "57P01",  # shutting down
+    "57P02",  # another of its processes crashed
+    "57P03",  # starting up
+    "57P05",  # idle for too long
+    "58",  # system errors: input and output
+)
+#: While connecting, libpq says no SQLSTATE but words. With these it will refuse for ever...
+_LASTING_WORDS = (
+    "authentication failed",
+    "no password supplied",
+    "pg_hba.conf",
+    "does not exist",
+    "permission denied",
+    "certificate",
+    "ssl error",
+    "server does not support",
+    "invalid",
+)
+#: ... unless one of these stands there, too: a name in the message may look like one of those.
+_PASSING_WORDS = (
+    "connection refused",
+    "closed the connection",
+    "ssl connection has been closed",
+    "starting up",
+    "shutting down",
+    "timeout expired",
+    "timed out",
+    "too many clients",
+    "unreachable",
+)
+#: SQLite's result codes of what ends by itself.
+#: Source: https://sqlite.org/rescode.html
+_PASSING_CODES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether a database's error may end by itself: locked, restarting, cut off, out of space.
+
+    A wrong password, a missing table or a damaged file stays what it is, however often one asks.
+    """
+    while error is not None:
+        if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+            return True
+        if isinstance(error, sa.exc.TimeoutError):  # all connections of the pool are in use
+            return True
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", None)
+            return code is not None and code & 0xFF in _PASSING_CODES
+        if type(error).__module__.partition(".")[0] == "psycopg":
+            return _psycopg_may_pass(error)
+        # SQLAlchemy names the driver's error before Python knows it for the cause.
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
+
+
+def _psycopg_may_pass(error: BaseException) -> bool:
+    state = getattr(error, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_PASSING_STATES)
+    import psycopg
+
+    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return False
+    said = str(error).lower()
+    if any(words in said for words in _PASSING_WORDS):
+        return True
+    return not any(words in said for words in _LASTING_WORDS)
+
+
+def patience_seconds() -> float:
+    """Return how long an outage may last, by the environment or `PATIENCE_SECONDS`.
+
+    Raises:
+        UsageError: If the environment names no number of seconds.
+    """
+    text = os.environ.get(PATIENCE_VARIABLE, "").strip()
+    if not text:
+        return PATIENCE_SECONDS
+    try:
+        seconds = float(text)
+        if not 0 <= seconds < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"Expected a number of seconds in {PATIENCE_VARIABLE}, such as 900, got '{text}'."
+        ) from None
+    return seconds
+
+
+def retry(
+    call: Callable[[], T],
+    *,
+    seconds: float | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> T:
+    """Call until no `OutageError` comes, with growing, jittered pauses.
+
+    Args:
+        call: What to do. It may have been done although its answer was lost: it must be safe
+            to repeat.
+        seconds: How long to try; None for `patience_seconds()`.
+        interrupted: Asked several times a second: ends the waiting, so that a signal is heeded.
+
+    Returns:
+        What `call` returned.
+
+    Raises:
+        StorageError: If it lasts longer; what `call` raises that is no `OutageError` passes.
+        OutageError: If `interrupted`.
+    """
+    patience = patience_seconds() if seconds is None else seconds
+    began = time.monotonic()
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            log.warning("%s Trying again for %.0f s.", state.outcome.exception(), patience)
+
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(OutageError),
+        # Jittered, or all workers would knock at the same moments.
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=MAX_PAUSE_SECONDS),
+        stop=lambda state: interrupted() or (state.seconds_since_start or 0.0) >= patience,
+        sleep=lambda pause: _sleep(min(pause, began + patience - time.monotonic()), interrupted),
+        before_sleep=tell,
+        reraise=True,
+    )
+    try:
+        result = attempts(call)
+    except OutageError as error:
+        if interrupted() or not patience:
+            raise
+        raise StorageError(
+            f"{error} It was tried again for {time.monotonic() - began:.0f} s "
+            f"({PATIENCE_VARIABLE} sets how long); checkpoints are kept, start again to go on."
+        ) from error
+    if attempts.statistics.get("attempt_number", 1) > 1:
+        log.warning("The database answers again after %.0f s.", time.monotonic() - began)
+    return result
+
+
+def pause_seconds(attempt: int, longest: float = 60.0) -> float:
+    """Return the pause after the n-th try, from 1: doubling from a second, up to half less."""
+    return random.uniform(0.5, 1.0) * min(longest, 2.0 ** min(attempt - 1, 30))
+
+
+def _sleep(seconds: float, interrupted: Callable[[], bool]) -> None:
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0 and not interrupted():
+        time.sleep(min(left, 0.1))
+
+
+#: No outage was seen: longer than any lease.
+EVER_SECONDS = 1e9
+
+
+class Reach:
+    """What one process has seen of a database's outages.
+
+    While a database is away no living worker renews its lease. The first process that reaches it
+    again must not take these for dead: for as long as a lease lasts they have their chance.
+    A process that comes new has seen no outage, and waits for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._is_away = False
+        self._since: float | None = None
+
+    def failed(self) -> None:
+        """Note that the database did not answer."""
+        self._is_away = True
+
+    def answered(self) -> None:
+        """Note that the database answers."""
+        if self._is_away:
+            self._is_away, self._since = False, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has answered; `EVER_SECONDS` where it never failed to."""
+        return EVER_SECONDS if self._since is None else time.monotonic() - self._since
+
 
 #: What is shown of an address's query; any other part of it may be a secret.
 _HARMLESS_QUERY = frozenset({"host", "port", "sslmode"})
