@@ -10,11 +10,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from dlnn_search._version import __version__ as __version__
+
 # Before anything can import Keras: what the environment or ~/.keras/keras.json wants for other
 # programs cannot train here.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dlnn_search.config import (

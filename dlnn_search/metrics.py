@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -58,6 +60,25 @@ def chance_of(metric: str, n_classes: int | None = None) -> float | None:
 def perfect_of(metric: str) -> float:
     """Return what no model beats in a metric."""
     return 1.0 if DIRECTIONS[metric] == "maximize" else 0.0
+
+
+def direction_of(metric: str) -> str:
+    """Return `minimize` or `maximize`; the training loss is no metric that a study optimises."""
+    return "minimize" if metric == "train_loss" else DIRECTIONS[metric]
+
+
+def is_better(value: float, than: float | None, direction: str) -> bool:
+    """Whether `value` beats `than` (None: nothing to beat); NaN never does."""
+    if math.isnan(value):
+        return False
+    if than is None:
+        return True
+    return value < than if direction == "minimize" else value > than
+
+
+def loss_sign(direction: str) -> int:
+    """Return what a value is multiplied with so that less is better: 1, or -1 to maximise."""
+    return 1 if direction == "minimize" else -1
 
 
 def accuracy(label_true: ArrayLike, label_pred: ArrayLike) -> float:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dlnn_search import __version__
+from dlnn_search._version import __version__
 from dlnn_search.archive.rows import (
     STUDY_NAME,
     TABLES,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dlnn_search import __version__
+from dlnn_search._version import __version__
 from dlnn_search.cli import control as cli_control
 from dlnn_search.cli import data as cli_data
 from dlnn_search.cli import insight as cli_insight

@@ -14,6 +14,7 @@ from dlnn_search.commands.export import config_of, searched_configs
 from dlnn_search.config import Config
 from dlnn_search.config.training import fresh_seeds, is_of
 from dlnn_search.errors import DlnnSearchError, StorageError, StudyError, UsageError
+from dlnn_search.metrics import loss_sign
 from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import best_trials
 from dlnn_search.storage.database import Database, open_database
@@ -314,7 +315,7 @@ def _best_configs(database: Database, study: StoredStudy, top: int) -> list[Conf
     retuned = linked(database, study, "retune")
     if retuned is not None:
         found += searched_configs(database, retuned, top)
-    sign = 1 if study.direction == "minimize" else -1
+    sign = loss_sign(study.direction)
     found.sort(key=lambda config: sign * (config.origin.value if config.origin else 0.0))
     distinct: dict[str, Config] = {}
     for config in found:

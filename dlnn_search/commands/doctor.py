@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 from sqlalchemy.engine import make_url
 
-from dlnn_search import __version__
+from dlnn_search._version import __version__
 from dlnn_search.data.catalog import catalog
 from dlnn_search.data.prepared import prepared_root
 from dlnn_search.errors import DlnnSearchError

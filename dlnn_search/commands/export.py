@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dlnn_search import __version__
+from dlnn_search._version import __version__
 from dlnn_search.config import Config, Origin, OwnModel
 from dlnn_search.data import image_shape
 from dlnn_search.errors import StorageError, StudyError, UsageError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ import optuna
 from dlnn_search import data
 from dlnn_search.commands.export import config_of, write_whole
 from dlnn_search.config import Config
-from dlnn_search.errors import StorageError, StudyError, TrainingError, UsageError
+from dlnn_search.errors import StorageError, TrainingError, UsageError
 from dlnn_search.results.status import best_trials
 from dlnn_search.storage.control import keep_rate, kept_rate
 from dlnn_search.storage.database import Database, open_database
@@ -195,23 +194,6 @@ def measure(
         if rate is None
         else f"Learning rates are searched around {rate:.3g}, as the range test found."
     )
-
-
-def with_kept_rate(study: Study, database: Database, stored: StoredStudy) -> Study:
-    """Return the study with the rate that was kept, for a worker.
-
-    Raises:
-        StudyError: If the study wants a test and had none.
-    """
-    if study.range_test is None:
-        return study
-    kept = kept_rate(database, stored.id)
-    if kept is None:
-        raise StudyError(
-            f"The study '{study.name}' has no range test yet, which its first start makes: "
-            f"dlnn-search start {study.name}"
-        )
-    return dataclasses.replace(study, measured_rate=kept.rate)
 
 
 def keep_measured(name: str, url: str, sweep: Sweep) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlnn_search.errors import StudyError
+from dlnn_search.metrics import loss_sign
 
 #: How the reason of such a stop begins, in the study's row.
 CONVERGED = "Converged: "
@@ -102,8 +103,7 @@ def outlook(
     noise = _noise(curves, seed_values)
     if noise is None:
         return None
-    sign = -1.0 if direction == "minimize" else 1.0
-    good = sign * np.asarray(values, np.float64)  # the higher the better
+    good = -loss_sign(direction) * np.asarray(values, np.float64)  # the higher the better
     if len(good) < 2 * MIN_TAIL + PATIENCE:
         return None
     gains = [_expected_gain(good[: len(good) - back]) for back in range(PATIENCE)]

@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import optuna
-import sqlalchemy as sa
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.errors import StudyError
-from dlnn_search.metrics import DIRECTIONS, chance_of, perfect_of
+from dlnn_search.metrics import is_better
 from dlnn_search.samplers.observations import is_duplicate
-from dlnn_search.storage.database import Database
-from dlnn_search.storage.duplicates import TRAINED_ITSELF
-from dlnn_search.storage.schema import curves, slots
-from dlnn_search.storage.schema import studies as studies_table
-from dlnn_search.study import Study, is_better
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,51 +125,6 @@ def reported_values(study: optuna.Study, step: int) -> Mapping[int, Reached]:
             best = better(until)
             found[trial.number] = Reached(best, best)
     return found
-
-
-class StoredValues:
-    """Reads every epoch from the curves' table, however thinly trials report to Optuna.
-
-    Args:
-        database: Of the study.
-        metric: What the study optimises.
-        judge: What the pruner ranks by; one of a curve's metrics.
-    """
-
-    def __init__(self, database: Database, metric: str, judge: str) -> None:
-        self._database = database
-        self._metric = metric
-        self._judge = judge
-
-    def __call__(self, study: optuna.Study, step: int) -> Mapping[int, Reached]:
-        query = (
-            sa.select(slots.c.trial_number, _best(self._metric), _best(self._judge))
-            .select_from(curves)
-            .join(slots, slots.c.id == curves.c.slot_id)
-            .join(studies_table, studies_table.c.id == slots.c.study_id)
-            .where(studies_table.c.name == study.study_name)
-            .where(slots.c.trial_number.is_not(None), TRAINED_ITSELF, curves.c.epoch <= step)
-            .group_by(slots.c.id, slots.c.trial_number)
-            .having(sa.func.max(curves.c.epoch) == step)
-        )
-        with self._database.transaction() as connection:
-            rows = connection.execute(query).all()
-        return {row[0]: Reached(row[1], row[2]) for row in rows}
-
-
-def direction_of(metric: str) -> str:
-    """Return `minimize` or `maximize`; the training loss is no metric that a study optimises."""
-    return "minimize" if metric == "train_loss" else DIRECTIONS[metric]
-
-
-def _best(metric: str) -> sa.ColumnElement[Any]:
-    best = sa.func.max if direction_of(metric) == "maximize" else sa.func.min
-    return best(curves.c.metrics[metric].as_float())
-
-
-#: `better_than="chance"` asks for that share of the way from guessing to perfection: ten times
-#: the noise of 720 guessed clocks, and far below any network that has begun to learn.
-CHANCE_MARGIN = 0.1
 
 
 class HalvingPruner(BasePruner):
@@ -293,33 +242,6 @@ def _is_among_best(
     return sum(is_better(rival, value, direction) for rival in rivals) < n_passing
 
 
-def make_pruner(study: Study, database: Database | None = None) -> BasePruner:
-    """Return the pruner that a study describes.
-
-    Args:
-        study: With or without `pruner=Halving(...)`.
-        database: Whose curves it reads; None: what trials reported to Optuna.
-
-    Raises:
-        StudyError: If nobody knows what chance is for the study's metric.
-    """
-    halving = study.pruner
-    if halving is None:
-        return NopPruner()
-    judge = halving.judge or study.metric
-    values: RungValues = reported_values
-    if database is not None:
-        values = StoredValues(database, study.metric, judge)
-    return HalvingPruner(
-        halving.first_rung,
-        halving.factor,
-        better_than=threshold(study),
-        until=halving.until,
-        values=values,
-        judge_direction=direction_of(judge),
-    )
-
-
 def rungs_of(pruner: BasePruner, epochs: int) -> list[int]:
     """Return the epochs at which a trial is judged, in order, its last epoch left out.
 
@@ -340,22 +262,3 @@ def falls_behind(optuna_study: optuna.Study, number: int, rung: int, value: floa
     trial = optuna.trial.create_trial(state=TrialState.RUNNING, intermediate_values={rung: value})
     trial.number = number
     return optuna_study.pruner.prune(optuna_study, trial)
-
-
-def threshold(study: Study) -> float | None:
-    """Return the value that a trial must beat to be judged at a rung; None: there is none.
-
-    Raises:
-        StudyError: If nobody knows what chance is for the study's metric.
-    """
-    wanted = None if study.pruner is None else study.pruner.better_than
-    if wanted is None or isinstance(wanted, int | float):
-        return wanted
-    n_classes = getattr(study.data, "n_classes", None)
-    chance = chance_of(study.metric, n_classes)
-    if chance is None:
-        raise StudyError(
-            f"Nobody knows what guessing reaches in '{study.metric}' here: expected a number, "
-            "got Halving(better_than='chance'). Give the value that counts as more than chance."
-        )
-    return chance + CHANCE_MARGIN * (perfect_of(study.metric) - chance)

@@ -21,13 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dlnn_search.errors import UsageError
-from dlnn_search.metrics import duration, metric_name, metric_unit, metric_value
+from dlnn_search.metrics import duration, is_better, metric_name, metric_unit, metric_value
 from dlnn_search.samplers.observations import is_duplicate
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import TRAINED_ITSELF
 from dlnn_search.storage.schema import curves, slots
 from dlnn_search.storage.studies import StoredStudy, all_studies, parent_of
-from dlnn_search.study import is_better
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlnn_search.config.training import is_of
-from dlnn_search.metrics import IN_MINUTES, metric_name, metric_unit, metric_value
+from dlnn_search.metrics import IN_MINUTES, loss_sign, metric_name, metric_unit, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import is_linked_name
 from dlnn_search.storage.schema import slots
@@ -112,7 +112,7 @@ class Confirmation:
     @property
     def curse(self) -> float | None:
         """By how much the search flattered its candidates, on average; above 0 where it did."""
-        sign = 1 if self.direction == "minimize" else -1
+        sign = loss_sign(self.direction)
         told = [
             sign * (one.mean - one.search_value) for one in self.candidates if one.mean is not None
         ]
@@ -137,7 +137,7 @@ def confirmation(database: Database, study: StoredStudy) -> Confirmation | None:
         groups.setdefault((of, int(origin.get("trial", -1))), []).append(row)
     if not groups:
         return None
-    sign = 1 if study.direction == "minimize" else -1
+    sign = loss_sign(study.direction)
     found = []
     for (of, number), group in groups.items():
         is_retuned = is_linked_name(of) and retuned is not None
@@ -370,7 +370,7 @@ def print_retuning(console: Console, study: StoredStudy, rates: list[Rate], stor
         markup=False,
         soft_wrap=True,
     )
-    sign = 1 if study.direction == "minimize" else -1
+    sign = loss_sign(study.direction)
     told = [one for one in rates if one.value is not None]
     best = min(told, key=lambda one: sign * (one.value or 0.0)) if told else None
     table = Table(box=None, pad_edge=False, header_style="bold")

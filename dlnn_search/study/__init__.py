@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -535,12 +534,3 @@ def _assigns_study(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and any(
         isinstance(target, ast.Name) and target.id == "study" for target in node.targets
     )
-
-
-def is_better(value: float, than: float | None, direction: str) -> bool:
-    """Whether `value` beats `than` (None: nothing to beat); NaN never does."""
-    if math.isnan(value):
-        return False
-    if than is None:
-        return True
-    return value < than if direction == "minimize" else value > than

@@ -6,6 +6,7 @@ import dataclasses
 
 from dlnn_search.config import OwnData
 from dlnn_search.data.loading import identity_of
+from dlnn_search.errors import StudyError
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import (
     StoredStudy,
@@ -13,6 +14,7 @@ from dlnn_search.storage.studies import (
     check_data,
     is_same,
     join,
+    kept_rate,
     parent_of,
 )
 from dlnn_search.study import Study
@@ -67,3 +69,20 @@ def check_pictures(study: Study, database: Database, stored: StoredStudy) -> Non
         data = example_config(study).data
     identity = identity_of(data)
     database.retrying(lambda: check_data(database, stored, identity))
+
+
+def with_kept_rate(study: Study, database: Database, stored: StoredStudy) -> Study:
+    """Return the study with the rate that was kept, for a worker.
+
+    Raises:
+        StudyError: If the study wants a test and had none.
+    """
+    if study.range_test is None:
+        return study
+    kept = kept_rate(database, stored.id)
+    if kept is None:
+        raise StudyError(
+            f"The study '{study.name}' has no range test yet, which its first start makes: "
+            f"dlnn-search start {study.name}"
+        )
+    return dataclasses.replace(study, measured_rate=kept.rate)

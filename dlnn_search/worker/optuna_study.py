@@ -12,15 +12,18 @@ from importlib.util import find_spec
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search import optuna_version
-from dlnn_search.errors import StorageError, UsageError, did_you_mean
+from dlnn_search.errors import StorageError, StudyError, UsageError, did_you_mean
+from dlnn_search.metrics import chance_of, direction_of, perfect_of
 from dlnn_search.optuna_version import opened, study_id_of, trial_id_of
-from dlnn_search.pruners.halving import make_pruner
+from dlnn_search.pruners.halving import HalvingPruner, RungValues, reported_values
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
 from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
+from dlnn_search.storage.curves import StoredRungValues
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE as SLOT_ATTRIBUTE
 from dlnn_search.storage.optuna import TrialStorage, trial_storage
@@ -92,6 +95,57 @@ def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int 
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.samplers.GPSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=sampler.n_startup_trials)
+
+
+#: `better_than="chance"` asks for that share of the way from guessing to perfection: ten times
+#: the noise of 720 guessed clocks, and far below any network that has begun to learn.
+CHANCE_MARGIN = 0.1
+
+
+def make_pruner(study: Study, database: Database | None = None) -> BasePruner:
+    """Return the pruner that a study describes.
+
+    Args:
+        study: With or without `pruner=Halving(...)`.
+        database: Whose curves it reads; None: what trials reported to Optuna.
+
+    Raises:
+        StudyError: If nobody knows what chance is for the study's metric.
+    """
+    halving = study.pruner
+    if halving is None:
+        return NopPruner()
+    judge = halving.judge or study.metric
+    values: RungValues = reported_values
+    if database is not None:
+        values = StoredRungValues(database, study.metric, judge)
+    return HalvingPruner(
+        halving.first_rung,
+        halving.factor,
+        better_than=threshold(study),
+        until=halving.until,
+        values=values,
+        judge_direction=direction_of(judge),
+    )
+
+
+def threshold(study: Study) -> float | None:
+    """Return the value that a trial must beat to be judged at a rung; None: there is none.
+
+    Raises:
+        StudyError: If nobody knows what chance is for the study's metric.
+    """
+    wanted = None if study.pruner is None else study.pruner.better_than
+    if wanted is None or isinstance(wanted, int | float):
+        return wanted
+    n_classes = getattr(study.data, "n_classes", None)
+    chance = chance_of(study.metric, n_classes)
+    if chance is None:
+        raise StudyError(
+            f"Nobody knows what guessing reaches in '{study.metric}' here: expected a number, "
+            "got Halving(better_than='chance'). Give the value that counts as more than chance."
+        )
+    return chance + CHANCE_MARGIN * (perfect_of(study.metric) - chance)
 
 
 @lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import optuna
 
 from dlnn_search.errors import DlnnSearchError, OutageError
-from dlnn_search.metrics import DIRECTIONS
+from dlnn_search.metrics import DIRECTIONS, loss_sign
 from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database, UndoneError, storage_errors
 from dlnn_search.storage.database.outages import MAX_PAUSE_SECONDS, pause_seconds
@@ -48,7 +48,7 @@ class Reports:
     ) -> None:
         self._storage = storage_of(optuna_study)
         self._trial_id = trial_id
-        self._sign = 1 if DIRECTIONS[metric] == "minimize" else -1
+        self._sign = loss_sign(DIRECTIONS[metric])
         self._due = epochs_to_report(epochs, rungs)
         #: What Optuna has.
         self._told: dict[int, float] = {}

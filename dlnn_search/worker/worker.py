@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from dlnn_search.commands.rates import with_kept_rate
 from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.storage.budget import budget_use
@@ -31,7 +30,7 @@ from dlnn_search.worker.claiming import Claim, Claimed
 from dlnn_search.worker.convergence import stop_if_converged
 from dlnn_search.worker.ending import Ending
 from dlnn_search.worker.interruption import Interruption, MemoryWatch
-from dlnn_search.worker.joining import as_stored, join_study
+from dlnn_search.worker.joining import as_stored, join_study, with_kept_rate
 from dlnn_search.worker.objective import Objective, Verdict
 from dlnn_search.worker.optuna_study import (
     begin_made,
