@@ -7,6 +7,7 @@ import dataclasses
 from dlnn_search.config import OwnData
 from dlnn_search.data.loading import identity_of
 from dlnn_search.errors import StudyError
+from dlnn_search.storage.control import kept_rate
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import (
     StoredStudy,
@@ -14,7 +15,6 @@ from dlnn_search.storage.studies import (
     check_data,
     is_same,
     join,
-    kept_rate,
     parent_of,
 )
 from dlnn_search.study import Study

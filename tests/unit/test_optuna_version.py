@@ -18,7 +18,7 @@ from dlnn_search.storage.database import open_database
 from dlnn_search.storage.optuna import TrialStorage, trial_storage
 
 PACKAGE = Path(optuna_version.__file__).parent
-PRIVATE = PACKAGE / "storage" / "optuna_private.py"
+PRIVATE = PACKAGE / "storage" / "optuna" / "private.py"
 #: Of Optuna's objects, and used by this package once.
 ATTRIBUTES = {"_trial_id", "_thread_local", "_get_latest_trial", "_contains"}
 
