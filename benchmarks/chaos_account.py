@@ -190,7 +190,7 @@ def _train_again(
     """Train configs from start to end, and compare every metric of every epoch bit by bit."""
     if not n_compared:
         return
-    from dlnn_search.training.quiet import import_tensorflow
+    from dlnn_search.training.runtime import import_tensorflow
 
     import_tensorflow()
     from dlnn_search import data

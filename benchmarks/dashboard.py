@@ -32,11 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it sees its ow
 
 from benchmarks.overhead import Templates
 from benchmarks.overhead_study import make_study as make_ours
-from dlnn_search.report.status import study_status
-from dlnn_search.search.reports import epochs_to_report
-from dlnn_search.service.note import MAX_NOTED
+from dlnn_search.results.status import study_status
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.definitions import find
+from dlnn_search.storage.studies import find
+from dlnn_search.worker.note import MAX_NOTED
+from dlnn_search.worker.outbox import epochs_to_report
 
 N_TURNS = 5
 SPACE: dict[str, Any] = {

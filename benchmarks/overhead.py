@@ -96,7 +96,7 @@ def run_plain(url: str, sampler: str, gate: Callable[[], None]) -> None:
 def run_ours(url: str, sampler: str, gate: Callable[[], None]) -> None:
     """Run our worker, its training replaced by one that returns at once."""
     _replace_training(gate)
-    from dlnn_search.service.worker import run_worker
+    from dlnn_search.worker.worker import run_worker
 
     run_worker(make_study(EPOCHS, sampler), open_database(url, create=False))
 
@@ -341,7 +341,7 @@ def main() -> None:
     add("--turns", type=int, default=3)
     add("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
-    CONTEXT.set_forkserver_preload(["dlnn_search.service.worker", "alembic.command", "psycopg"])
+    CONTEXT.set_forkserver_preload(["dlnn_search.worker.worker", "alembic.command", "psycopg"])
     data = make_study(EPOCHS, "random").data
     assert data is not None
     prepare_data(data)

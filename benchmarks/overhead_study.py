@@ -13,13 +13,13 @@ from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 
 from dlnn_search.config import ClockNet, Clocks, Config, Conv, Dropout, Pool, Training
-from dlnn_search.search.optuna_study import SLOT_ATTRIBUTE, open_optuna_study
 from dlnn_search.storage.control import set_lease_seconds
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.schema import curves, slots
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
 from dlnn_search.study import RandomSearch, Study
+from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, open_optuna_study
 
 METRIC = "common_sense_error"
 PLAIN = "plain"

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from dlnn_search import data
 from dlnn_search.config import Config, Dense, Dropout
-from dlnn_search.data.split import Split
-from dlnn_search.search.corners import example_config
+from dlnn_search.data.splits import Split
 from dlnn_search.study import Study
-from dlnn_search.study_files import load_study
+from dlnn_search.study.finding import load_study
+from dlnn_search.worker.first_trials import example_config
 
 #: Ray runs so many trials side by side.
 N_CORES = len(os.sched_getaffinity(0))

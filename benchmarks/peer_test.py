@@ -21,7 +21,7 @@ from peer_runs import keras_model, pictures_mark
 
 from dlnn_search import data
 from dlnn_search.config import Config
-from dlnn_search.data.split import Split
+from dlnn_search.data.splits import Split
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.storage.schema import curves, slots

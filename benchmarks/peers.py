@@ -191,7 +191,7 @@ def run(plan: Plan, folder: Path) -> Run | None:
 
 def study_file(plan: Plan, folder: Path) -> str:
     """Return a copy of the study: its name, and with it our draws, is the seed's."""
-    from dlnn_search.study_files import built_in_studies
+    from dlnn_search.study.finding import built_in_studies
 
     source = built_in_studies()[STUDIES[plan.task]]
     if plan.kind == "work":

@@ -18,8 +18,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from dlnn_search.data.split import Split, TrainingData
-from dlnn_search.named_configs import NAMED
+from dlnn_search.data.splits import Split, TrainingData
+from dlnn_search.study.named_configs import NAMED
 from dlnn_search.training.fit import fit
 from dlnn_search.training.precision import with_precision
 

@@ -30,15 +30,15 @@ import optuna
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.report.status import all_trials
-from dlnn_search.search.pruning import HalvingPruner, threshold
-from dlnn_search.search.rung_values import Reached
+from dlnn_search.metrics import DIRECTIONS, is_better
+from dlnn_search.pruners.halving import HalvingPruner, Reached
+from dlnn_search.results.status import all_trials
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.definitions import all_studies
-from dlnn_search.study import Halving, is_better
-from dlnn_search.study_files import load_study
+from dlnn_search.storage.studies import all_studies
+from dlnn_search.study import Halving
+from dlnn_search.study.finding import load_study
+from dlnn_search.worker.optuna_study import threshold
 
 #: Shares of the time that all trials take without pruning, at which the best so far is compared.
 MOMENTS = (0.1, 0.2, 0.3, 0.5, 1.0)

@@ -32,7 +32,7 @@ import optuna
 from dlnn_search import data
 from dlnn_search.config import Config, Dense, FashionMnist, Mlp
 from dlnn_search.errors import TrainingError
-from dlnn_search.study_files import load_study
+from dlnn_search.study.finding import load_study
 
 STUDY = "task1-fashion-mlp"
 DATA = FashionMnist(n_training=15_000)

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from dlnn_search.data.clock_renderer import render_times
+from dlnn_search.data.clocks.renderer import render_times
 
 N_IMAGES = 720
 N_TURNS = 5

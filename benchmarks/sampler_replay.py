@@ -16,7 +16,7 @@ import optuna
 from numpy.typing import NDArray
 
 from dlnn_search.study import Study
-from dlnn_search.study_files import load_study
+from dlnn_search.study.finding import load_study
 
 TABLE = Path(__file__).parent / "data" / "fashion_mlp_trials.csv"
 

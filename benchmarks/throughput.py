@@ -30,8 +30,8 @@ import numpy as np
 import tensorflow as tf
 
 from dlnn_search.config import Config, Conv, Dense, Dropout, Mlp, OwnModel, Pool, TwoSoftmax
-from dlnn_search.data.split import Split, TrainingData
-from dlnn_search.named_configs import NAMED
+from dlnn_search.data.splits import Split, TrainingData
+from dlnn_search.study.named_configs import NAMED
 from dlnn_search.training.fit import Decision, Epoch, fit
 from dlnn_search.training.precision import resolve_precision, with_precision
 

@@ -10,11 +10,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from dlnn_search._version import __version__ as __version__
+
 # Before anything can import Keras: what the environment or ~/.keras/keras.json wants for other
 # programs cannot train here.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dlnn_search.config import (
@@ -46,13 +46,23 @@ if TYPE_CHECKING:
         TwoSoftmax,
         read_config,
     )
-    from dlnn_search.own_code import OwnImages
-    from dlnn_search.search.coarse_to_fine import CoarseToFine
-    from dlnn_search.search.convergence import Converged
-    from dlnn_search.search.pruning import HalvingPruner
-    from dlnn_search.search.rate_centre import RangeTest, rate_range
-    from dlnn_search.study import CmaEs, Gp, Halving, Qmc, Quick, RandomSearch, Study, Tpe
-    from dlnn_search.study_files import load_study
+    from dlnn_search.pruners.convergence import Converged
+    from dlnn_search.pruners.halving import HalvingPruner
+    from dlnn_search.samplers.coarse_to_fine import CoarseToFine
+    from dlnn_search.study import (
+        CmaEs,
+        Gp,
+        Halving,
+        Qmc,
+        Quick,
+        RandomSearch,
+        RangeTest,
+        Study,
+        Tpe,
+        rate_range,
+    )
+    from dlnn_search.study.code import OwnImages
+    from dlnn_search.study.finding import load_study
 
 __all__ = [
     "Activation",
@@ -107,15 +117,15 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'dlnn_search' has no attribute '{name}'")
     module = "dlnn_search.study" if name in _OF_STUDY else "dlnn_search.config"
     if name == "CoarseToFine":
-        module = "dlnn_search.search.coarse_to_fine"
+        module = "dlnn_search.samplers.coarse_to_fine"
     if name == "OwnImages":
-        module = "dlnn_search.own_code"
+        module = "dlnn_search.study.code"
     if name == "HalvingPruner":
-        module = "dlnn_search.search.pruning"
+        module = "dlnn_search.pruners.halving"
     if name == "Converged":
-        module = "dlnn_search.search.convergence"
+        module = "dlnn_search.pruners.convergence"
     if name in ("RangeTest", "rate_range"):
-        module = "dlnn_search.search.rate_centre"
+        module = "dlnn_search.study"
     if name == "load_study":
-        module = "dlnn_search.study_files"
+        module = "dlnn_search.study.finding"
     return getattr(importlib.import_module(module), name)

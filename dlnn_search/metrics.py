@@ -1,6 +1,8 @@
-"""What a prediction is worth: plain NumPy functions, computed on validation while training."""
+"""What a prediction is worth: plain NumPy functions, and numbers as people read them."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +60,25 @@ def chance_of(metric: str, n_classes: int | None = None) -> float | None:
 def perfect_of(metric: str) -> float:
     """Return what no model beats in a metric."""
     return 1.0 if DIRECTIONS[metric] == "maximize" else 0.0
+
+
+def direction_of(metric: str) -> str:
+    """Return `minimize` or `maximize`; the training loss is no metric that a study optimises."""
+    return "minimize" if metric == "train_loss" else DIRECTIONS[metric]
+
+
+def is_better(value: float, than: float | None, direction: str) -> bool:
+    """Whether `value` beats `than` (None: nothing to beat); NaN never does."""
+    if math.isnan(value):
+        return False
+    if than is None:
+        return True
+    return value < than if direction == "minimize" else value > than
+
+
+def loss_sign(direction: str) -> int:
+    """Return what a value is multiplied with so that less is better: 1, or -1 to maximise."""
+    return 1 if direction == "minimize" else -1
 
 
 def accuracy(label_true: ArrayLike, label_pred: ArrayLike) -> float:
@@ -157,3 +178,37 @@ def _same_shape(
             f"Expected predictions of the shape of the truth {true.shape}, got {pred.shape}."
         )
     return true, pred
+
+
+def duration(seconds: float) -> str:
+    """Return `45 s`, `3 min 05 s`, `2 h 10 min` or `3 d 4 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def metric_value(metric: str, value: float) -> str:
+    """Return a metric's value with its unit, to four digits."""
+    if metric in IN_MINUTES:
+        return f"{value:.2f} min"
+    return f"{value:.4f}"
+
+
+def metric_unit(metric: str) -> str:
+    """Return ` (min)` for a metric that has a unit, for an axis or a column."""
+    return " (min)" if metric in IN_MINUTES else ""
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric's name in words."""
+    return metric.replace("_", " ")
+
+
+def count_words(n: int, thing: str) -> str:
+    """Return `1 seed` or `3 seeds`."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"

@@ -12,14 +12,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dlnn_search.config.base import Frozen
 from dlnn_search.config.data import (
     ClassData,
     Clocks,
     Data,
     FashionMnist,
+    Frozen,
     Mnist,
     OwnData,
+    OwnPart,
     title_of,
 )
 from dlnn_search.config.model import (
@@ -43,7 +44,6 @@ from dlnn_search.config.model import (
     SoftLabels,
     TwoSoftmax,
 )
-from dlnn_search.config.own import OwnPart
 from dlnn_search.config.training import Augmentation, CurriculumStage, Training, default_epochs
 from dlnn_search.errors import UsageError
 from dlnn_search.metrics import DIRECTIONS

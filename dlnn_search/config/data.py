@@ -1,14 +1,90 @@
-"""Which pictures a config learns from, and how they are split."""
+"""Which pictures a config learns from and how they are split; what all parts share."""
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from dlnn_search.config.base import Frozen
-from dlnn_search.config.own import OwnPart
+#: Fields that say which of several classes a value is: never left out.
+_DISCRIMINATORS = ("name", "kind")
+
+
+class Frozen(BaseModel):
+    """A value: compared by content, never changed, refusing what it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    def meaning(self) -> dict[str, Any]:
+        """Return what is not default, as plain data.
+
+        It stays the same when a later version adds a field whose default changes nothing.
+        """
+        return {
+            name: _plain(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if name in _DISCRIMINATORS or getattr(self, name) != field.default
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Frozen):
+        return value.meaning()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+#: Options are a handful of numbers and words; data belong into the loader.
+MAX_OPTIONS_CHARACTERS = 10_000
+
+
+def _bounded(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    text = json.dumps(options, allow_nan=False)
+    if len(text) > MAX_OPTIONS_CHARACTERS:
+        raise ValueError(
+            f"Expected options of at most {MAX_OPTIONS_CHARACTERS:,} characters in JSON, "
+            f"got {len(text):,}. Let them name what the code reads or computes by itself."
+        )
+    if _holds_null(options):
+        # An exported config leaves out what is None.
+        raise ValueError("Expected options without None: leave such an option out.")
+    return options
+
+
+def _holds_null(value: JsonValue) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_null, value))
+    return value is None
+
+
+class OwnPart(Frozen):
+    """A part of a config that a study's own code makes real.
+
+    A config names the study, never a file: whoever reads an untrusted config brings the code.
+    """
+
+    options: Annotated[dict[str, JsonValue], AfterValidator(_bounded)] = Field(default_factory=dict)
+    """What the code is called with: plain JSON values."""
+    study: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")
+    """Whose code; filled in by the study."""
+    code: str | None = Field(None, pattern=r"^[0-9a-f]{12}$")
+    """A hash of that code: edited code is another config. Filled in by the study."""
+
+    def __hash__(self) -> int:
+        # Options are a dictionary, which has no hash of its own.
+        return hash(self.model_dump_json())
+
 
 #: The course's data set: 25 pictures for each of the 720 times.
 CLOCK_SIZE_PX = 150

@@ -6,8 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from dlnn_search.config.base import Frozen
-from dlnn_search.config.own import OwnPart
+from dlnn_search.config.data import Frozen, OwnPart
 from dlnn_search.metrics import HOURS, MINUTES, MINUTES_ON_DIAL
 
 ActivationName = Literal[

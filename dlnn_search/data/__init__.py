@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         prepare_data,
         resolve,
     )
-    from dlnn_search.data.split import Split, TestOpening, TrainingData
+    from dlnn_search.data.splits import Split, TestOpening, TrainingData
 
 __all__ = [
     "Split",
@@ -32,7 +32,8 @@ def __getattr__(name: str) -> Any:
     # Looked up when first used: NumPy and pydantic take a quarter of a second to import.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dlnn_search.data import loading, split
+    from dlnn_search.data import loading
+    from dlnn_search.data import splits as split
 
     found = getattr(loading if hasattr(loading, name) else split, name)
     globals()[name] = found

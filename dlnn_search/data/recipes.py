@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlnn_search.config.data import Clocks, Data, OwnData
-from dlnn_search.data import clock_import
-from dlnn_search.data.own_pictures import own_recipe
+from dlnn_search.data.clocks import imported as clock_import
+from dlnn_search.data.own import own_recipe
 from dlnn_search.data.prepared import (
     LABELS,
     LAYOUT_VERSION,
     PICTURES,
+    OnProgress,
+    Progress,
     Recipe,
     map_array,
     write_array,
 )
-from dlnn_search.data.progress import OnProgress, Progress
 from dlnn_search.data.sources import DIGIT_SETS, DigitSet, write_digits
 from dlnn_search.data.splits import choose, strata_of
 from dlnn_search.errors import DataError
@@ -189,7 +190,7 @@ def _name(prefix: str, *parameters: dict[str, Any]) -> str:
 def _render(
     drawing: dict[str, Any], out: NDArray[np.uint8], title: str, on_progress: OnProgress
 ) -> NDArray[np.uint8]:
-    from dlnn_search.data.clock_renderer import render_clocks
+    from dlnn_search.data.clocks.renderer import render_clocks
 
     n_done = 0
 

@@ -1,20 +1,444 @@
-"""A search in pictures, by Optuna's own functions where it has them; pages, and the dashboard."""
+"""A search in pictures and pages: Optuna's figures, regions, range tests."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import log10
+from pathlib import Path
+from typing import Any
 
 import optuna
 import plotly.graph_objects as go
+import plotly.io as pio
 from optuna import visualization
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+from plotly.subplots import make_subplots
+from rich.console import Console
+from rich.table import Table
 
-from dlnn_search.report.confirmation import confirmation, confirmation_figure
-from dlnn_search.report.importance import MIN_TRIALS, ped_anova_share, searched_trials
-from dlnn_search.report.words import metric_name, metric_unit
+from dlnn_search.errors import StorageError, UsageError
+from dlnn_search.metrics import metric_name, metric_unit
+from dlnn_search.results.comparison import MIN_TRIALS, ped_anova_share, searched_trials
+from dlnn_search.results.confirmation import confirmation, confirmation_figure
+from dlnn_search.samplers.axes import Numeric
+from dlnn_search.samplers.regions import Edge, find_edges, stored_regions
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy
+from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.training.rate_range import Sweep
+
+STYLE = (
+    "body{font:16px/1.45 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;"
+    "color:#222}h1{font-size:26px}h2{font-size:20px;margin-top:36px}p{color:#555}"
+    "table{border-collapse:collapse}td,th{padding:4px 12px;text-align:right}"
+    "th{border-bottom:1px solid #999}td:first-child,th:first-child{text-align:left}"
+)
+
+
+def page_of(
+    title: str, figures: Sequence[tuple[str | None, go.Figure | str]], about: str = ""
+) -> str:
+    """Return a page of figures, one below the other.
+
+    Args:
+        title: Of the page.
+        figures: Each with its heading; words in place of a figure say why there is none.
+        about: A sentence below the title.
+    """
+    parts = [f"<h1>{escape(title)}</h1>"]
+    if about:
+        parts.append(f"<p>{escape(about)}</p>")
+    has_library = False
+    for heading, figure in figures:
+        if heading:
+            parts.append(f"<h2>{escape(heading)}</h2>")
+        if isinstance(figure, str):
+            parts.append(f"<p>{escape(figure)}</p>")
+            continue
+        parts.append(
+            pio.to_html(figure, full_html=False, include_plotlyjs=not has_library, div_id=None)
+        )
+        has_library = True
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page.
+
+    Raises:
+        UsageError: If its name is no page's, or its folder does not exist.
+        StorageError: If it cannot be written.
+    """
+    if path.suffix.lower() != ".html":
+        raise UsageError(f"Expected a page to write, -o NAME.html, got '{path}'.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error
+
+
+def write_pages(
+    output: Path, name: str, figures: Sequence[tuple[str | None, go.Figure | str]]
+) -> list[Path]:
+    """Write a study's figures: on one page, or into a folder, a page each.
+
+    Args:
+        output: A page's name, which ends in `.html`, or a folder's.
+        name: The study's.
+        figures: Each with its title.
+
+    Raises:
+        UsageError: If the page or folder cannot be meant.
+        StorageError: If a file cannot be written.
+    """
+    if output.suffix.lower() == ".html":
+        write_page(output, page_of(name, figures))
+        return [output]
+    if output.suffix or output.is_file():
+        raise UsageError(f"Expected a page, -o NAME.html, or a folder, got '{output}'.")
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"Cannot make the folder '{output}': {error.strerror or error}."
+        ) from error
+    paths = []
+    for title, figure in figures:
+        assert title is not None  # it is the file's name
+        paths.append(output / f"{title.lower().replace(' ', '-')}.html")
+        write_page(paths[-1], page_of(f"{name}: {title}", [(None, figure)]))
+    return paths
+
+
+#: Columns that the parameters' names and one stage's ranges take in a table.
+NAME_COLUMNS = 20
+STAGE_COLUMNS = 24
+#: The picture shows so many trials at most, evenly chosen: it is loaded at each refresh.
+MAX_POINTS = 300
+ROW_PX = 130
+BAND = "rgba(38, 110, 200, {:.2f})"
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What there is to show of a study.
+
+    Attributes:
+        regions: As stored, by stage: `stage`, `first_trial`, `finished_trials`, `parameters`.
+        distributions: By parameter, as declared; in the order in which they came up.
+        trials: Finished ones.
+        best: The best complete one.
+        edges: Parameters whose best value lies at an end of the declared range.
+    """
+
+    regions: list[dict[str, Any]]
+    distributions: dict[str, BaseDistribution]
+    trials: list[FrozenTrial]
+    best: FrozenTrial | None
+    edges: list[Edge]
+
+
+def narrowing_of(study: optuna.Study) -> Narrowing:
+    """Read what a study's trials and stored regions tell."""
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            distributions.setdefault(name, distribution)
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    complete.sort(key=lambda t: (-t.values[0] if maximize else t.values[0], t.number))
+    edges = find_edges(complete, len(complete))
+    best = complete[0] if complete else None
+    return Narrowing(stored_regions(study), distributions, trials, best, edges)
+
+
+def print_narrowing(console: Console, narrowing: Narrowing) -> None:
+    """Print a row a parameter, a column a stage; then what lies on an edge."""
+    regions = narrowing.regions
+    at_once = max(1, (console.width - NAME_COLUMNS) // STAGE_COLUMNS - 2)
+    blocks = [regions[i : i + at_once] for i in range(0, len(regions), at_once)] or [[]]
+    for i, block in enumerate(blocks):
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("parameter", no_wrap=True)
+        if i == 0:
+            table.add_column("declared (stage 1)")
+        for region in block:
+            table.add_column(f"stage {region['stage']}\nfrom trial {region['first_trial']}")
+        is_last = i == len(blocks) - 1
+        if is_last and narrowing.best is not None:
+            table.add_column(f"best\ntrial {narrowing.best.number}")
+        for name, distribution in narrowing.distributions.items():
+            cells = [declared_words(distribution)] if i == 0 else []
+            cells += [part_words(region["parameters"].get(name)) for region in block]
+            if is_last and narrowing.best is not None:
+                cells.append(_short(narrowing.best.params.get(name, "-")))
+            table.add_row(name, *cells)
+        console.print(table)
+    for edge in narrowing.edges:
+        console.print(f"Warning: {edge.words()}", style="yellow", markup=False, soft_wrap=True)
+
+
+def declared_words(distribution: BaseDistribution) -> str:
+    """Return a distribution as a range with its scale, or as its choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, Numeric)
+    words = f"{_short(distribution.low)} to {_short(distribution.high)}"
+    if distribution.log:
+        return f"{words}, log"
+    is_plain = distribution.step is None or distribution.step == 1
+    return words if is_plain else f"{words}, by {_short(distribution.step)}"
+
+
+def part_words(part: dict[str, Any] | None) -> str:
+    """Return a region's part of one parameter: a range, or each choice's odds."""
+    if part is None:
+        return "whole"
+    if "odds" in part:
+        both = sorted(zip(part["odds"], part["choices"], strict=True), key=lambda pair: -pair[0])
+        return ", ".join(f"{choice} {odds:.0%}" for odds, choice in both)
+    return f"{_short(part['low'])} to {_short(part['high'])}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def narrowing_figure(narrowing: Narrowing, title: str) -> go.Figure:
+    """Draw each parameter over the trials: the stages' ranges, the trials, and the best."""
+    names = list(narrowing.distributions)
+    figure = make_subplots(
+        rows=max(1, len(names)),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.25 / max(4, len(names)),
+    )
+    shown = _evenly([t for t in narrowing.trials if t.params], MAX_POINTS)
+    n_trials = max((trial.number for trial in narrowing.trials), default=0) + 1
+    for row, name in enumerate(names, start=1):
+        distribution = narrowing.distributions[name]
+        _draw_bands(figure, row, name, distribution, narrowing.regions, n_trials)
+        _draw_trials(figure, row, name, shown, narrowing.best)
+        axis: dict[str, Any] = {"title": {"text": name, "font": {"size": 11}}}
+        if isinstance(distribution, CategoricalDistribution):
+            choices = [str(choice) for choice in distribution.choices]
+            axis |= {"type": "category", "categoryorder": "array", "categoryarray": choices}
+        else:
+            assert isinstance(distribution, Numeric)
+            if distribution.log:
+                axis |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+        figure.update_yaxes(row=row, col=1, **axis)
+    figure.update_xaxes(title_text="trial", row=max(1, len(names)), col=1)
+    figure.update_layout(
+        title=title, template="plotly_white", height=120 + ROW_PX * max(1, len(names))
+    )
+    return figure
+
+
+def _draw_bands(
+    figure: go.Figure,
+    row: int,
+    name: str,
+    distribution: BaseDistribution,
+    regions: Sequence[dict[str, Any]],
+    n_trials: int,
+) -> None:
+    """Draw what was open to each stage, from its first trial to the next stage's."""
+    stages: list[tuple[int, dict[str, Any] | None]] = [(0, None)]
+    stages += [(region["first_trial"], region["parameters"].get(name)) for region in regions]
+    ends = [first for first, _ in stages[1:]] + [n_trials]
+    for (first, part), end in zip(stages, ends, strict=True):
+        left, right = first - 0.5, max(first, end - 1) + 0.5
+        if isinstance(distribution, CategoricalDistribution):
+            n = len(distribution.choices)
+            odds = part["odds"] if part is not None and len(part["odds"]) == n else [1 / n] * n
+            boxes = [(i - 0.4, i + 0.4, share) for i, share in enumerate(odds)]
+        else:
+            assert isinstance(distribution, Numeric)
+            low, high = distribution.low, distribution.high
+            if part is not None:
+                low, high = part["low"], part["high"]
+            boxes = [(low, high, 0.35)]
+        for low, high, share in boxes:
+            figure.add_scatter(
+                x=[left, right, right, left],
+                y=[low, low, high, high],
+                fill="toself",
+                mode="none",
+                fillcolor=BAND.format(0.6 * share),
+                hoverinfo="skip",
+                showlegend=False,
+                row=row,
+                col=1,
+            )
+
+
+def _draw_trials(
+    figure: go.Figure,
+    row: int,
+    name: str,
+    shown: Sequence[FrozenTrial],
+    best: FrozenTrial | None,
+) -> None:
+    looks = {
+        TrialState.COMPLETE: ("complete", "rgb(40, 40, 40)", "circle"),
+        TrialState.PRUNED: ("pruned", "rgb(230, 140, 20)", "circle-open"),
+        TrialState.FAIL: ("failed", "rgb(200, 40, 40)", "x"),
+    }
+    for state, (label, color, symbol) in looks.items():
+        trials = [t for t in shown if t.state == state and name in t.params]
+        if trials:
+            figure.add_scatter(
+                x=[t.number for t in trials],
+                y=[_drawn(t, name) for t in trials],
+                mode="markers",
+                name=label,
+                legendgroup=label,
+                showlegend=row == 1,
+                marker={"color": color, "symbol": symbol, "size": 5},
+                row=row,
+                col=1,
+            )
+    if best is not None and name in best.params:
+        figure.add_scatter(
+            x=[best.number],
+            y=[_drawn(best, name)],
+            mode="markers",
+            name="best",
+            legendgroup="best",
+            showlegend=row == 1,
+            marker={"color": "rgb(20, 150, 60)", "symbol": "star", "size": 13},
+            row=row,
+            col=1,
+        )
+
+
+def _drawn(trial: FrozenTrial, name: str) -> Any:
+    value = trial.params[name]
+    return str(value) if isinstance(trial.distributions[name], CategoricalDistribution) else value
+
+
+def _evenly(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
+    step = math.ceil(len(trials) / n) if trials else 1
+    return list(trials[::step])
+
+
+BAR_COLUMNS = 40
+#: Rows a decade of rates.
+ROWS_A_DECADE = 4
+
+NOTHING_LEARNT = (
+    "The loss never fell, so the test tells nothing: the network learns too slowly for it. Test "
+    "with more --batches, or an easier start (a curriculum, less dropout)."
+)
+
+
+def print_sweep(console: Console, sweep: Sweep, words: str) -> None:
+    """Print the smoothed loss against the rate, and what follows from it.
+
+    Args:
+        console: To print on.
+        sweep: The test.
+        words: What was tested.
+    """
+    console.print(
+        f"{len(sweep.rates)} batches of {words}, from {sweep.low:g} up to {sweep.high:g}\n",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(_table(sweep))
+    console.print()
+    if sweep.climbs_at is None or sweep.highest is None or sweep.half is None:
+        console.print(NOTHING_LEARNT, soft_wrap=True)
+        return
+    limit = "highest rate that does not diverge"
+    if not sweep.diverged:
+        limit = "highest rate tried; none diverged, look further with --high"
+    for name, value in (
+        ("the loss starts to climb at", sweep.climbs_at),
+        (limit, sweep.highest),
+        ("half of it", sweep.half),
+    ):
+        console.print(f"  {value:<9.3g} {name}", markup=False, soft_wrap=True)
+
+
+def _table(sweep: Sweep) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("rate", justify="right")
+    table.add_column("loss", justify="right")
+    table.add_column("")
+    low, high = min(sweep.smoothed), max(sweep.smoothed)
+    first, last = log10(sweep.low), log10(sweep.rates[-1])
+    n_rows = max(2, math.ceil((last - first) * ROWS_A_DECADE) + 1)
+    places = dict.fromkeys(
+        round(row / (n_rows - 1) * (len(sweep.rates) - 1)) for row in range(n_rows)
+    )
+    for place in places:
+        share = (sweep.smoothed[place] - low) / ((high - low) or 1.0)
+        bar = "#" * max(1, round(share * BAR_COLUMNS))
+        table.add_row(f"{sweep.rates[place]:.2g}", f"{sweep.smoothed[place]:.4g}", bar)
+    return table
+
+
+def sweep_page(sweep: Sweep, name: str, words: str) -> str:
+    """Return the picture of a test as a page of its own."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=sweep.rates,
+        y=sweep.losses,
+        mode="markers",
+        marker={"size": 3, "color": "#9bb"},
+        name="a batch",
+    )
+    figure.add_scatter(
+        x=sweep.rates, y=sweep.smoothed, mode="lines", line={"width": 3}, name="smoothed"
+    )
+    marks = (
+        (sweep.climbs_at, "starts to climb", "#2a7", 1.0),
+        (sweep.half, "half of the highest", "#a60", 0.94),
+        (sweep.highest, "highest that does not diverge", "#c22", 0.88),
+    )
+    for value, text, color, height in marks:
+        if value is not None:
+            figure.add_vline(x=value, line={"dash": "dash", "color": color})
+            figure.add_annotation(
+                x=log10(value),
+                y=height,
+                yref="paper",
+                text=f"{text}: {value:.2g}",
+                font={"color": color},
+                showarrow=False,
+                xanchor="right",
+                xshift=-4,
+            )
+    ceiling = max(sweep.smoothed) * 1.2
+    figure.update_layout(
+        title=f"Learning-rate range test of {name}: {words}",
+        xaxis={
+            "title": "learning rate",
+            "type": "log",
+            "dtick": 1,
+            "exponentformat": "power",
+            "range": [log10(sweep.low), log10(sweep.high)],
+        },
+        yaxis={"title": "training loss", "range": [min(0.0, min(sweep.smoothed)), ceiling]},
+        template="plotly_white",
+    )
+    return page_of(f"Learning-rate range test of {name}", [(None, figure)])
+
 
 #: A contour plot has a panel for each pair.
 MAX_CONTOUR_PARAMETERS = 4
@@ -27,7 +451,7 @@ Figures = list[tuple[str, go.Figure | str]]
 def study_figures(database: Database, study: StoredStudy) -> Figures:
     """Return every picture of a study with its title; words where there is too little to show."""
     # Here and not above: it brings the dashboard.
-    from dlnn_search.dashboard_curves import learning_curves
+    from dlnn_search.dashboard.curves import learning_curves
 
     searched = searched_trials(database, study)
     label = metric_name(study.metric) + metric_unit(study.metric)

@@ -1,20 +1,364 @@
-"""The live view of a search: redrawn in a terminal, plain lines where there is none."""
+"""A study's status as people and programs see it: live, once, or as JSON."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from dlnn_search.errors import StorageError
-from dlnn_search.report.status import StudyStatus
-from dlnn_search.report.study_view import best_words, budget_words, picture, worker_words
-from dlnn_search.report.words import duration
+from dlnn_search.metrics import duration, metric_name, metric_value
+from dlnn_search.results.status import StudyStatus, WorkerStatus
+from dlnn_search.storage.budget import BudgetUse, time_words
+from dlnn_search.storage.workers import Event
+
+#: From this width on the table of workers has its bars, from the next on memory, too.
+WIDE_COLUMNS = 96
+WIDEST_COLUMNS = 116
+#: A longer host's name is cut: the tables of a cluster's hosts differ at their ends.
+HOST_CHARACTERS = 22
+#: Of a failure's reason or an event, in a list.
+REASON_CHARACTERS = 200
+FAILURE_WORDS = {
+    "diverged": "diverged",
+    "out_of_memory": "out of memory",
+    "lost": "lost (killed or hung)",
+    "bug": "bug",
+    "infeasible": "infeasible (the space refuses them)",
+    "other": "failed",
+}
+STATE_STYLES = {"troubled": "bold yellow", "paused": "yellow", "waiting": "dim", "starting": "dim"}
+
+
+def picture(
+    status: StudyStatus,
+    width: int,
+    *,
+    elapsed: float | None = None,
+    events: Sequence[Event] = (),
+    advice: Sequence[str] = (),
+) -> Group:
+    """Return all of it, to be drawn once or again and again.
+
+    Args:
+        status: To show.
+        width: Of the terminal, in columns.
+        elapsed: Seconds since the search was begun here; None leaves it out.
+        events: The latest, oldest first.
+        advice: Sentences.
+    """
+    head = Text(status.name, style="bold")
+    if elapsed is not None:
+        head.append(f"  {duration(elapsed)}")
+    parts: list[RenderableType] = [head, Text(budget_words(status))]
+    limits = limits_words(status.use)
+    if limits:
+        parts.append(Text(limits))
+    # Padded, since a bar alone does not end its line.
+    bar = ProgressBar(total=max(1, status.budget), completed=status.n_done, width=min(60, width))
+    parts += [
+        Padding(bar, expand=False),
+        Text(best_words(status), style="green" if status.best else "dim"),
+        *(Text(line, style="bold yellow") for line in control_lines(status)),
+        *_workers(status, width),
+        *_troubles(status),
+        *(Text(line, style="red") for line in failure_lines(status)),
+    ]
+    if events:
+        parts.append(Text("Of late", style="dim"))
+        parts += [Text(f"  {line}", style="dim") for line in event_lines(events)]
+    parts += [Text(f"→ {sentence}", style="bold yellow") for sentence in advice]
+    return Group(*parts)
+
+
+def budget_words(status: StudyStatus) -> str:
+    """Return `12 of 40 trials, 3 pruned, about 2 h 10 min left`."""
+    parts = [f"{status.n_done} of {status.budget} trials"]
+    for key in ("pruned", "failed"):
+        if status.counts.get(key):
+            parts.append(f"{status.counts[key]} {key}")
+    if n_waiting := status.counts.get("waiting"):
+        parts.append(f"{n_waiting} waiting for another trial")
+    if status.remaining_seconds is not None:
+        parts.append(f"about {duration(status.remaining_seconds)} left")
+    return ", ".join(parts)
+
+
+def limits_words(use: BudgetUse) -> str:
+    """Return what is used of each limit of time; empty without any."""
+    parts = []
+    if use.wall_seconds is not None:
+        parts.append(f"wall time {_used(use.wall_used_seconds, use.wall_seconds)}")
+    if use.worker_seconds is not None:
+        parts.append(f"worker-hours {_used(use.worker_used_seconds, use.worker_seconds)}")
+    if use.deadline_at is not None:
+        left = use.deadline_at - use.now
+        at = time_words(use.deadline_at)
+        parts.append(f"deadline {at}" + (f" (in {duration(left)})" if left > 0 else " (over)"))
+    return ", ".join(parts)
+
+
+def _used(used: float, of: float) -> str:
+    return f"{duration(min(used, of))} of {duration(of)}"
+
+
+def best_words(status: StudyStatus) -> str:
+    """Return the best value so far, and whose it is."""
+    if status.best is None or status.best.value is None:
+        return "no result yet"
+    value = metric_value(status.metric, status.best.value)
+    return f"best {value} (trial {status.best.number}, epoch {status.best.best_epoch})"
+
+
+def control_lines(status: StudyStatus) -> list[str]:
+    """Return what the workers are asked to do, if not simply to go on, and why none may begin."""
+    n = len(status.workers)
+    who = (
+        "no worker is here" if not n else "its worker waits" if n == 1 else f"its {n} workers wait"
+    )
+    words = {
+        "pause": f"Paused: {who}. 'dlnn-search resume {status.name}' lets them go on.",
+        "stop": "Stopped: running trials are finished, no new one is begun.",
+        "stop_now": "Stopped: trials are given back with their checkpoints.",
+    }
+    lines = [words[status.control]] if status.control in words else []
+    if status.control_reason:
+        lines += [f"  {line}" for line in status.control_reason.strip().splitlines()[-3:]]
+    if status.use.exhausted_by not in (None, "trials"):
+        lines.append(f"The budget is {status.use.exhausted}.")
+    return lines
+
+
+def failure_lines(status: StudyStatus) -> list[str]:
+    """Return a line for each kind of failure, with the last one's reason."""
+    return [
+        f"{failure.n} {FAILURE_WORDS.get(failure.kind, failure.kind)}, last trial "
+        f"{'-' if failure.last_trial is None else failure.last_trial}: "
+        f"{_short(failure.last_reason)}"
+        for failure in status.failures
+    ]
+
+
+def event_lines(events: Sequence[Event]) -> list[str]:
+    """Return a line for each event, with its time of day here."""
+    return [
+        f"{time.strftime('%m-%d %H:%M:%S', time.localtime(event.at))} {_short(event.words)}"
+        for event in events
+    ]
+
+
+def _workers(status: StudyStatus, width: int) -> list[RenderableType]:
+    if not status.workers:
+        starting = status.use.exhausted_by is None and status.control == "run"
+        return [Text("no worker yet", style="dim")] if starting else []
+    columns = ["worker", "on", "trial", "epoch", metric_name(status.metric), "img/s", "lease age"]
+    if width >= WIDE_COLUMNS:
+        columns.insert(4, "")
+    if width >= WIDEST_COLUMNS:
+        columns.append("memory")
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+    for name in columns:
+        left = name in ("worker", "on", "")
+        table.add_column(
+            name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis"
+        )
+    for worker in status.workers:
+        cells = _cells(worker, status.metric)
+        table.add_row(*(cells[name] for name in columns))
+    return [table]
+
+
+def _cells(worker: WorkerStatus, metric: str) -> dict[str, RenderableType]:
+    memory = "" if worker.memory_bytes is None else f"{worker.memory_bytes / 2**30:.1f} GiB"
+    where = worker.host[:HOST_CHARACTERS] + ("" if worker.gpu is None else f" GPU {worker.gpu}")
+    cells: dict[str, RenderableType] = {
+        "worker": worker.short_name,
+        "on": where,
+        "memory": memory,
+        "trial": "-",
+        "epoch": Text(worker.state, style=STATE_STYLES.get(worker.state, "")),
+        "": "",
+        metric_name(metric): "",
+        "img/s": "",
+        "lease age": "",
+    }
+    if worker.state != "training" or worker.trial_number is None:
+        return cells
+    epochs = worker.epochs or 1
+    return cells | {
+        "trial": str(worker.trial_number),
+        "epoch": f"{worker.epoch or 0}/{epochs}",
+        "": ProgressBar(total=epochs, completed=worker.epoch or 0, width=16),
+        metric_name(metric): "" if worker.value is None else metric_value(metric, worker.value),
+        "img/s": "" if not worker.images_per_second else f"{worker.images_per_second:,.0f}",
+        "lease age": _age(worker.lease_age_seconds),
+    }
+
+
+def _age(seconds: float | None) -> Text:
+    """Return how long ago the last batches were done: a worker that hangs stands out."""
+    if seconds is None:
+        return Text("")
+    # A second at most between two renewals, and batches that take a while.
+    style = "dim" if seconds < 10 else "yellow" if seconds < 60 else "bold red"
+    return Text(f"{duration(max(0.0, seconds))}", style=style)
+
+
+def _troubles(status: StudyStatus) -> list[Text]:
+    return [
+        Text(f"{worker.short_name} on {worker.where}: {_short(worker.message)}", style="yellow")
+        for worker in status.workers
+        if worker.state == "troubled" and worker.message
+    ]
+
+
+def worker_words(worker: WorkerStatus, metric: str) -> str:
+    """Return what a worker is at, for a line without a terminal."""
+    if worker.state != "training" or worker.trial_number is None:
+        return worker.state
+    value = "" if worker.value is None else f" {metric_value(metric, worker.value)}"
+    return f"trial {worker.trial_number} epoch {worker.epoch or 0}/{worker.epochs}{value}"
+
+
+def studies_table(statuses: Sequence[StudyStatus]) -> Table:
+    """Return one row a study."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("study", "state", "trials", "workers", "best", "pruned", "failed", "left"):
+        left = name in ("study", "state")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for status in statuses:
+        best = status.best.value if status.best is not None else None
+        left_seconds = status.remaining_seconds
+        table.add_row(
+            status.name,
+            state_words(status),
+            f"{status.n_done}/{status.budget}",
+            str(len(status.workers)),
+            "-" if best is None else metric_value(status.metric, best),
+            str(status.counts.get("pruned", 0)),
+            str(status.counts.get("failed", 0)),
+            "-" if left_seconds is None else duration(left_seconds),
+        )
+    return table
+
+
+def state_words(status: StudyStatus) -> str:
+    """Return in a word or two how a study stands: running, paused, stopped, done, idle."""
+    if status.use.exhausted_by == "trials":
+        return "done"
+    if status.control == "pause":
+        return "paused"
+    if status.control in ("stop", "stop_now"):
+        return "stopping" if status.workers else "stopped"
+    if status.use.exhausted_by is not None:
+        return f"out of {status.use.exhausted_by}"
+    return "running" if status.workers else "idle"
+
+
+def _short(text: str | None) -> str:
+    line = " ".join((text or "").split())
+    return line if len(line) <= REASON_CHARACTERS else f"{line[: REASON_CHARACTERS - 1]}…"
+
+
+#: Counted up when a field changes its meaning or goes.
+FORMAT_VERSION = 1
+
+
+def status_json(
+    status: StudyStatus, events: Sequence[Event], advice: Sequence[str]
+) -> dict[str, Any]:
+    """Return one study's status as plain data."""
+    use, best = status.use, status.best
+    return {
+        "format": FORMAT_VERSION,
+        "study": status.name,
+        "state": state_words(status),
+        "control": status.control,
+        "control_reason": status.control_reason,
+        "metric": status.metric,
+        "direction": status.direction,
+        "at": _time(use.now),
+        "seconds_left": status.remaining_seconds,
+        "budget": {
+            "trials": use.trials,
+            "settled": use.settled,
+            "held": use.held,
+            "wall_seconds": use.wall_seconds,
+            "wall_used_seconds": use.wall_used_seconds,
+            "worker_seconds": use.worker_seconds,
+            "worker_used_seconds": use.worker_used_seconds,
+            "deadline": _time(use.deadline_at),
+            "exhausted_by": use.exhausted_by,
+        },
+        "trials": {
+            key: status.counts.get(key, 0)
+            for key in ("complete", "pruned", "failed", "held", "waiting", "open")
+        },
+        "best": None
+        if best is None
+        else {
+            "trial": best.number,
+            "value": best.value,
+            "epoch": best.best_epoch,
+            "epochs": best.epochs_done,
+        },
+        "failures": [
+            {
+                "kind": failure.kind,
+                "n": failure.n,
+                "last_trial": failure.last_trial,
+                "last_reason": failure.last_reason,
+            }
+            for failure in status.failures
+        ],
+        "workers": [_worker(worker) for worker in status.workers],
+        "events": [
+            {
+                "at": _time(event.at),
+                "kind": event.kind,
+                "worker": event.worker,
+                "words": event.words,
+            }
+            for event in events
+        ],
+        "advice": list(advice),
+    }
+
+
+def _worker(worker: WorkerStatus) -> dict[str, Any]:
+    return {
+        "name": worker.name,
+        "host": worker.host,
+        "gpu": worker.gpu,
+        "pid": worker.pid,
+        "state": worker.state,
+        "message": worker.message,
+        "trial": worker.trial_number if worker.state == "training" else None,
+        "epoch": worker.epoch if worker.state == "training" else None,
+        "epochs": worker.epochs if worker.state == "training" else None,
+        "value": worker.value if worker.state == "training" else None,
+        "images_per_second": worker.images_per_second,
+        "lease_age_seconds": worker.lease_age_seconds,
+        "silent_seconds": worker.silent_seconds,
+        "memory_bytes": worker.memory_bytes,
+        "threads": worker.threads,
+        "log": worker.log,
+    }
+
+
+def _time(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
 
 REDRAW_SECONDS = 1.0
 #: Without a terminal: between two lines, unless a trial ended.

@@ -1,4 +1,4 @@
-"""Tables of studies, trials and openings, as the command line prints them."""
+"""Tables of studies, trials, openings and checks, as the command line prints them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from dlnn_search.errors import StorageError
-from dlnn_search.report.advice import mend_words
-from dlnn_search.report.status import StudyStatus, TrialStatus, study_status
-from dlnn_search.report.words import duration, metric_name, metric_value
-from dlnn_search.search.convergence import CONVERGED
-from dlnn_search.search.failures import REFUSES_ALL, USED_UP
+from dlnn_search.metrics import duration, metric_name, metric_value
+from dlnn_search.pruners.convergence import CONVERGED
+from dlnn_search.results.advice import mend_words
+from dlnn_search.results.status import StudyStatus, TrialStatus, study_status
 from dlnn_search.storage.budget import time_words
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.definitions import StoredStudy, all_studies
 from dlnn_search.storage.ledger import Opening
+from dlnn_search.storage.studies import StoredStudy, all_studies
 from dlnn_search.study import Study
+from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
 
 if TYPE_CHECKING:
-    from dlnn_search.service.start import Detached
+    from dlnn_search.commands.start import Detached
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 #: Longest reason in a table; the whole one stands in the trial's note.
@@ -297,3 +297,55 @@ def metrics_words(metrics: Mapping[str, float]) -> str:
     return ", ".join(
         f"{metric_name(name)} {metric_value(name, value)}" for name, value in metrics.items()
     )
+
+
+if TYPE_CHECKING:
+    from dlnn_search.commands.validate import Checked
+
+MEGABYTE = 1e6
+
+
+def print_checks(console: Console, study: Study, checks: Iterable[Checked]) -> int:
+    """Print a line a config, and what the search will take; return how many cannot work."""
+    good: list[Checked] = []
+    n_bad = n_refused = 0
+    for check in checks:
+        if check.is_refused:
+            n_refused += 1
+            continue
+        if check.error is not None:
+            n_bad += 1
+            console.print("FAILS ", style="bold red", end="")
+            console.print(check.error, markup=False, soft_wrap=True)
+        else:
+            good.append(check)
+            console.print("   ok ", style="green", end="")
+            console.print(
+                f"{check.n_parameters:,} parameters, {check.memory_bytes / MEGABYTE:,.0f} MB, "
+                f"about {duration(check.trial_seconds)} a trial",
+                markup=False,
+            )
+        print_indented(console, params_words(check.params), "dim", by=6)
+    console.print()
+    if good:
+        seconds = sorted(check.trial_seconds for check in good)
+        middle = seconds[len(seconds) // 2]
+        console.print(
+            f"{len(good)} configs work: {min(c.n_parameters for c in good):,} to "
+            f"{max(c.n_parameters for c in good):,} parameters, up to "
+            f"{max(c.memory_bytes for c in good) / MEGABYTE:,.0f} MB beside TensorFlow's own. "
+            f"A trial takes {duration(seconds[0])} to {duration(seconds[-1])} here, {study.trials} "
+            f"trials about {duration(middle * study.trials)} of one worker's time, unpruned.",
+            soft_wrap=True,
+        )
+    if n_refused:
+        console.print(
+            f"{n_refused} draws are infeasible: the space refuses them (optuna.TrialPruned). A "
+            "search draws others instead.",
+            soft_wrap=True,
+        )
+    if n_bad:
+        console.print(
+            f"{n_bad} configs cannot work: narrow the space, or mend the study.", style="bold red"
+        )
+    return n_bad

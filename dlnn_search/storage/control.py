@@ -1,9 +1,4 @@
-"""What all workers of a study, on any machine, are asked to do; kept in the database.
-
-`run`: go on. `pause`: keep what is trained at the epoch's end, give the slots back, wait.
-`stop`: finish the running trials, begin none, end. `stop_now`: keep what is there, give the slots
-back, end. Workers read it about once a second, with each renewal of a lease.
-"""
+"""What all workers of a study are asked to do, and what its starts settled for them."""
 
 from __future__ import annotations
 
@@ -17,8 +12,68 @@ from sqlalchemy.engine import Connection
 from dlnn_search.errors import UsageError
 from dlnn_search.storage.budget import time_is_up
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.events import insert_event
 from dlnn_search.storage.schema import curves, now, slots, studies
+from dlnn_search.storage.workers import insert_event
+
+RATE = "measured_rate"
+STOP_RULE = "stop_when_converged"
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class MeasuredRate:
+    """What a range test found; a `rate` of None: it could not tell, and will not be asked again."""
+
+    rate: float | None
+
+
+def keep_rate(database: Database, study_id: int, rate: float | None) -> MeasuredRate:
+    """Keep a measured rate unless there is one, and return the one that counts."""
+    return MeasuredRate(_keep(database, study_id, RATE, rate, replace=False))
+
+
+def kept_rate(database: Database, study_id: int) -> MeasuredRate | None:
+    """Return the study's measured rate; None before its test."""
+    found = _kept(database, study_id, RATE)
+    return None if found is _MISSING else MeasuredRate(found)
+
+
+def keep_stop_rule(database: Database, study_id: int, rule: dict[str, float] | None) -> None:
+    """Keep when the study has converged, as plain data; None: it never stops by itself."""
+    _keep(database, study_id, STOP_RULE, rule, replace=True)
+
+
+def kept_stop_rule(database: Database, study_id: int) -> tuple[bool, dict[str, float] | None]:
+    """Return whether a start has settled the rule, and the rule."""
+    found = _kept(database, study_id, STOP_RULE)
+    return (False, None) if found is _MISSING else (True, found)
+
+
+def _keep(database: Database, study_id: int, key: str, value: Any, *, replace: bool) -> Any:
+    with database.transaction() as connection:
+        # Touching the row locks it: of two first starts one's value is kept.
+        connection.execute(
+            studies.update().where(studies.c.id == study_id).values(name=studies.c.name)
+        )
+        definition = connection.scalar(
+            sa.select(studies.c.definition).where(studies.c.id == study_id)
+        )
+        assert definition is not None
+        if replace or key not in definition:
+            definition = {**definition, key: value}
+            connection.execute(
+                studies.update().where(studies.c.id == study_id).values(definition=definition)
+            )
+    return definition[key]
+
+
+def _kept(database: Database, study_id: int, key: str) -> Any:
+    with database.transaction() as connection:
+        definition = connection.scalar(
+            sa.select(studies.c.definition).where(studies.c.id == study_id)
+        )
+    return _MISSING if definition is None else definition.get(key, _MISSING)
+
 
 Control = Literal["run", "pause", "stop", "stop_now"]
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.storage.claims import prolong
+from dlnn_search.metrics import direction_of
+from dlnn_search.pruners.halving import Reached
+from dlnn_search.storage.budget import prolong
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.optuna_storage import INSERT
+from dlnn_search.storage.duplicates import TRAINED_ITSELF
+from dlnn_search.storage.optuna import INSERT
 from dlnn_search.storage.schema import curves as table
-from dlnn_search.storage.schema import events, now, slots
+from dlnn_search.storage.schema import events, now, slots, studies
 
 
 @dataclass(frozen=True)
@@ -195,3 +199,38 @@ def _insert_missing(connection: Connection, slot_id: int, points: Sequence[Point
     ]
     insert = INSERT[connection.dialect.name](table)
     connection.execute(insert.on_conflict_do_nothing(), rows)
+
+
+class StoredRungValues:
+    """Reads every epoch from the curves' table, however thinly trials report to Optuna.
+
+    Args:
+        database: Of the study.
+        metric: What the study optimises.
+        judge: What the pruner ranks by; one of a curve's metrics.
+    """
+
+    def __init__(self, database: Database, metric: str, judge: str) -> None:
+        self._database = database
+        self._metric = metric
+        self._judge = judge
+
+    def __call__(self, study: optuna.Study, step: int) -> Mapping[int, Reached]:
+        query = (
+            sa.select(slots.c.trial_number, _best(self._metric), _best(self._judge))
+            .select_from(table)
+            .join(slots, slots.c.id == table.c.slot_id)
+            .join(studies, studies.c.id == slots.c.study_id)
+            .where(studies.c.name == study.study_name)
+            .where(slots.c.trial_number.is_not(None), TRAINED_ITSELF, table.c.epoch <= step)
+            .group_by(slots.c.id, slots.c.trial_number)
+            .having(sa.func.max(table.c.epoch) == step)
+        )
+        with self._database.transaction() as connection:
+            rows = connection.execute(query).all()
+        return {row[0]: Reached(row[1], row[2]) for row in rows}
+
+
+def _best(metric: str) -> sa.ColumnElement[float]:
+    best = sa.func.max if direction_of(metric) == "maximize" else sa.func.min
+    return best(table.c.metrics[metric].as_float())

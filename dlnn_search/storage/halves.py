@@ -16,20 +16,18 @@ from optuna.storages import BaseStorage
 
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.files import CHECKPOINTS
-from dlnn_search.storage.backup_optuna import (
+from dlnn_search.storage.checkpoints import EARLIER_NAMES, folders_beside, lasting_name
+from dlnn_search.storage.control import change_control
+from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.optuna import rename_within
+from dlnn_search.storage.optuna.plain import (
     finish_optuna_study,
     read_optuna_study,
     remove_unfinished,
     write_optuna_study,
 )
-from dlnn_search.storage.control import change_control
-from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.events import insert_event
-from dlnn_search.storage.optuna_storage import rename_within
-from dlnn_search.storage.place import EARLIER_NAMES, lasting_name
-from dlnn_search.storage.presence import searching
 from dlnn_search.storage.schema import artifacts, curves, events, ledger, slots, studies, workers
-from dlnn_search.storage.sweep import folders_beside
+from dlnn_search.storage.workers import insert_event, searching
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
 #: killed between the two rows leaves no trial without an owner.

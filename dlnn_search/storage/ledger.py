@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, title_of
-from dlnn_search.config.seeds import is_of
+from dlnn_search.config.training import is_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import ledger as table
 from dlnn_search.storage.schema import now

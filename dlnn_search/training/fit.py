@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlnn_search.config import Config
-from dlnn_search.data.split import Split, TrainingData
+from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.errors import DivergedError, TrainingError
 from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
-from dlnn_search.training.augment import augmenter
-from dlnn_search.training.average import Average
 from dlnn_search.training.checkpoint import (
     SAVE_SECONDS,
     Arrays,
@@ -30,12 +28,10 @@ from dlnn_search.training.checkpoint import (
     Pace,
     State,
 )
-from dlnn_search.training.feed import Prefetch, epoch_order
-from dlnn_search.training.optimizer import make_optimizer
+from dlnn_search.training.optimizer import Rate, make_optimizer, plateau_factor
 from dlnn_search.training.precision import resolve_precision, with_precision
 from dlnn_search.training.runtime import set_deterministic, set_threads
-from dlnn_search.training.schedule import Rate, plateau_factor
-from dlnn_search.training.step import Steps
+from dlnn_search.training.step import Average, Prefetch, Steps, augmenter, epoch_order
 
 __all__ = ["Decision", "Epoch", "Fitted", "best_model", "fit"]
 

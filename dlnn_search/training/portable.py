@@ -15,14 +15,14 @@ import tensorflow as tf
 
 from dlnn_search.config import Clocks, Config, OwnModel
 from dlnn_search.metrics import MINUTES
-from dlnn_search.models.dropout import LeanDropout
-from dlnn_search.models.heads import Tensor, by_name, head_of
-from dlnn_search.models.preparation import (
+from dlnn_search.models.build import (
     DarkContrast,
+    LeanDropout,
     PixelPermutation,
     Standardize,
     pixel_permutation,
 )
+from dlnn_search.models.heads import Tensor, by_name, head_of
 
 _OURS = (LeanDropout, PixelPermutation, DarkContrast, Standardize)
 #: What a SavedModel's caller names; the second is what TensorFlow Serving asks for.

@@ -12,7 +12,7 @@ import numpy as np
 
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
-from dlnn_search.named_configs import NAMED
+from dlnn_search.study.named_configs import NAMED
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import with_precision
 from dlnn_search.training.step import Steps

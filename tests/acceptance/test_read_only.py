@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dlnn_search.cli_options import ONLY_READ
+from dlnn_search.cli.options import ONLY_READ
 
 from .command_line import TIMEOUT_SECONDS, Done, Place, wait_for
 

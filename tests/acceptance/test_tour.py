@@ -14,7 +14,7 @@ from PIL import Image
 
 from dlnn_search import data
 from dlnn_search.config import Config
-from dlnn_search.config.seeds import fresh_seeds
+from dlnn_search.config.training import fresh_seeds
 from dlnn_search.metrics import common_sense_error
 
 from .command_line import N_TEST_IMAGES, Place

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from dlnn_search.storage import schema
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.duplicates import find_duplicate
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
-from dlnn_search.storage.twins import find_duplicate
 
 #: For tests of what a tested version of Optuna alone can do.
 TESTED_ALONE = pytest.mark.parametrize("optuna_way", ["tested"], indirect=True)

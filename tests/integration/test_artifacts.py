@@ -9,17 +9,22 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from dlnn_search.cli_storage import info, sweep
+from dlnn_search.cli.storage import info, sweep
 from dlnn_search.config import Config, Mlp, Mnist
 from dlnn_search.files import slot_path
 from dlnn_search.storage import schema
-from dlnn_search.storage.artifacts import artifacts_of, settle_checkpoint, sha256_of
+from dlnn_search.storage.checkpoints import (
+    artifacts_of,
+    find_orphans,
+    place_of,
+    remove,
+    settle_checkpoint,
+    sha256_of,
+)
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.place import place_of
+from dlnn_search.storage.database.sqlite import network_file_system
 from dlnn_search.storage.slots import Slot, Slots
-from dlnn_search.storage.sqlite import network_file_system
-from dlnn_search.storage.sweep import find_orphans, remove
+from dlnn_search.storage.studies import register
 from dlnn_search.study import Study
 
 

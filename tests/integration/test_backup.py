@@ -14,24 +14,24 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from dlnn_search.cli_storage import backup as backup_command
-from dlnn_search.cli_storage import migrate_from as migrate_command
-from dlnn_search.cli_storage import restore as restore_command
+from dlnn_search.archive import backup as backup_write
+from dlnn_search.archive.backup import back_up, restore
+from dlnn_search.archive.move import migrate
+from dlnn_search.archive.rows import StudyRows, read_study
+from dlnn_search.cli.storage import backup as backup_command
+from dlnn_search.cli.storage import migrate_from as migrate_command
+from dlnn_search.cli.storage import restore as restore_command
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import latest_checkpoint, slot_path
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
-from dlnn_search.storage import backup_write, schema
-from dlnn_search.storage.artifacts import artifacts_of, sha256_of
-from dlnn_search.storage.backup import back_up, restore
-from dlnn_search.storage.backup_rows import StudyRows, read_study
+from dlnn_search.storage import schema
 from dlnn_search.storage.budget import budget_use
+from dlnn_search.storage.checkpoints import artifacts_of, place_of, sha256_of
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.ledger import openings
-from dlnn_search.storage.place import place_of
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.transfer import migrate
+from dlnn_search.storage.studies import register
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
 from .whole_study import STATES, a_study, checkpoint, fill, notes, optuna_trials
 
@@ -420,7 +420,7 @@ KILLED = """
 import os, sys
 from dlnn_search.storage import backup_write, backup_optuna
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.transfer import migrate
+from dlnn_search.archive.move import migrate
 def die(*_, **__):
     os._exit(9)
 if sys.argv[3] == "rows":

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from dlnn_search.errors import UsageError
-from dlnn_search.report.study_view import limits_words
+from dlnn_search.report.live import limits_words
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, BudgetUse, budget_use, extend_budget, time_words
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
+from dlnn_search.storage.studies import register
 
 DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
 

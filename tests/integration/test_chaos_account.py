@@ -10,12 +10,12 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
 from dlnn_search.study import RandomSearch, Study
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
 
 from .slot_life import note_config
 

@@ -10,18 +10,18 @@ import pytest
 from optuna.trial import TrialState
 
 from dlnn_search.errors import OutageError, StorageError
-from dlnn_search.search.claiming import Claim
-from dlnn_search.search.optuna_study import (
+from dlnn_search.storage.database import Database
+from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
+from dlnn_search.worker.claiming import Claim
+from dlnn_search.worker.optuna_study import (
     begin_made,
     begin_trial,
     open_optuna_study,
     put_back,
     storage_of,
+    sweep,
 )
-from dlnn_search.search.sweep import sweep
-from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.slots import Slots
 
 from .slot_life import TESTED_ALONE, claimed, row_of
 from .trials_of_a_study import study_of

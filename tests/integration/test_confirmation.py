@@ -12,25 +12,21 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search import ClockNet, Clocks, Config, Conv, RandomSearch, Study, Training
+from dlnn_search.commands.confirm import find_study, plan_confirmation, plan_retuning
+from dlnn_search.commands.export import export_best
 from dlnn_search.config import read_config
-from dlnn_search.config.seeds import fresh_seeds
+from dlnn_search.config.training import fresh_seeds
 from dlnn_search.errors import UsageError
-from dlnn_search.report.comparison import compared, differences
-from dlnn_search.report.confirmation import Candidate, Confirmation, confirmation
-from dlnn_search.report.importance import importances
-from dlnn_search.report.retuning import retuning
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
-from dlnn_search.service.confirm import plan_confirmation, plan_retuning
-from dlnn_search.service.export import export_best
-from dlnn_search.service.linked import find_study
+from dlnn_search.results.comparison import compared, differences, importances
+from dlnn_search.results.confirmation import Candidate, Confirmation, confirmation, retuning
+from dlnn_search.storage.control import keep_rate, kept_rate
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, register
-from dlnn_search.storage.kept import keep_rate, kept_rate
-from dlnn_search.storage.links import linked, parent_of, seeds_of
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import StoredStudy, linked, parent_of, register, seeds_of
 from dlnn_search.study import Study as AnyStudy
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
 
 from .slot_life import note_config
 

@@ -9,8 +9,8 @@ from dlnn_search.errors import UsageError
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import Orders, go_on, orders, set_control, set_lease_seconds
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.events import last_events
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import last_events
 
 DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
 

@@ -8,11 +8,11 @@ import optuna
 from werkzeug.test import Client
 
 from dlnn_search.dashboard import _application, _remembering
-from dlnn_search.dashboard_curves import learning_curves
+from dlnn_search.dashboard.curves import learning_curves
 from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
 
 from .slot_life import DEFINITION, claimed, set_slot
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from dlnn_search.cli_data import app
+from dlnn_search.cli.data import app
 from dlnn_search.config import Clocks
 from dlnn_search.data import load
-from dlnn_search.data.progress import Progress
+from dlnn_search.data.prepared import Progress
 from dlnn_search.errors import DataError, DlnnSearchError, UsageError
 
 SMALL = ("--size", "32", "--images-per-time", "1")
@@ -128,7 +128,7 @@ def test_a_preview_that_cannot_be_written_says_so_before_any_work(
 def test_importing_the_package_is_cheap_and_brings_no_tensorflow() -> None:
     script = (
         "import time, sys; began = time.process_time(); import dlnn_search.data; "
-        "import dlnn_search.cli_data; print(time.process_time() - began); "
+        "import dlnn_search.cli.data; print(time.process_time() - began); "
         "heavy = {'tensorflow', 'keras', 'numpy', 'PIL', 'rich', 'pydantic'} & set(sys.modules); "
         "assert not heavy, heavy; from dlnn_search.data import load; "
         "assert not {'tensorflow', 'keras', 'PIL', 'rich'} & set(sys.modules)"

@@ -16,7 +16,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from dlnn_search.data.prepared import Recipe, open_part, write_array
-from dlnn_search.data.progress import ProgressDisplay
+from dlnn_search.data.prepared import ProgressDisplay
 
 log, seconds, name = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 

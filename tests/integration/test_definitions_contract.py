@@ -11,17 +11,18 @@ import sqlalchemy as sa
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.storage.control import orders
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import (
+from dlnn_search.storage.schema import artifacts
+from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import (
     StoredStudy,
     all_studies,
     check_data,
     find,
     join,
+    parent_of,
     register,
+    set_parent,
 )
-from dlnn_search.storage.links import parent_of, set_parent
-from dlnn_search.storage.schema import artifacts
-from dlnn_search.storage.slots import Slots
 
 DEFINITION: dict[str, Any] = {
     "settings": {"metric": "accuracy", "direction": "maximize", "epochs": 5},

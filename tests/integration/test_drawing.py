@@ -13,9 +13,7 @@ from optuna.trial import TrialState
 from dlnn_search import CoarseToFine
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
 from dlnn_search.errors import DivergedError, ExitCode, StudyError
-from dlnn_search.search.failures import REFUSES_ALL, USED_UP
-from dlnn_search.search.past import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
-from dlnn_search.service.interruption import Interruption
+from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
 from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.control import go_on, orders
 from dlnn_search.storage.database import Database
@@ -31,6 +29,8 @@ from dlnn_search.study import (
 )
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch
+from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
+from dlnn_search.worker.interruption import Interruption
 
 from .test_worker import Begun, small_data  # noqa: F401
 

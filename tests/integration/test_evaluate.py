@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 
 from dlnn_search import ClockNet, Clocks, Config, Conv, Training, data
+from dlnn_search.commands.evaluate import Planned, evaluate, plan_evaluation
 from dlnn_search.config import Origin
-from dlnn_search.config.seeds import fresh_seeds
-from dlnn_search.data.split import Split
+from dlnn_search.config.training import fresh_seeds
+from dlnn_search.data.splits import Split
 from dlnn_search.errors import UsageError
-from dlnn_search.service.evaluate import Planned, evaluate, plan_evaluation
+from dlnn_search.storage.checkpoints import find_orphans, remove
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.ledger import LedgerEntry, Opening, openings
-from dlnn_search.storage.links import add_given, set_parent
-from dlnn_search.storage.sweep import find_orphans, remove
+from dlnn_search.storage.studies import add_given, register, set_parent
 from dlnn_search.training.checkpoint import Checkpoint, Epoch, State
 
 from .slot_life import DEFINITION

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from dlnn_search import data
+from dlnn_search.commands.export import export_model
 from dlnn_search.config import Config, OwnData, OwnModel, Training
 from dlnn_search.errors import UsageError
 from dlnn_search.files import slot_path
-from dlnn_search.service.export_model import export_model
-from dlnn_search.storage.artifacts import settle_checkpoint
+from dlnn_search.storage.checkpoints import settle_checkpoint
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, register
 from dlnn_search.storage.slots import Slots
-from dlnn_search.study_files import load_study
+from dlnn_search.storage.studies import StoredStudy, register
+from dlnn_search.study.finding import load_study
 from dlnn_search.training.fit import fit
 
 from .slot_life import note_config

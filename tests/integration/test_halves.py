@@ -12,28 +12,26 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from dlnn_search.dashboard_curves import FIGURE_ID, paint
+from dlnn_search.archive.backup import back_up, restore
+from dlnn_search.commands.confirm import check_new_name, enqueue
+from dlnn_search.commands.doctor import _database as database_findings
+from dlnn_search.dashboard.curves import FIGURE_ID, paint
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import slot_path
-from dlnn_search.search.coarse_to_fine import CoarseToFine
-from dlnn_search.search.optuna_study import make_sampler
-from dlnn_search.service.doctor import _database as database_findings
-from dlnn_search.service.joining import join_study
-from dlnn_search.service.linked import check_new_name, enqueue
-from dlnn_search.service.worker import run_worker
+from dlnn_search.samplers.coarse_to_fine import CoarseToFine
 from dlnn_search.storage import schema
-from dlnn_search.storage.backup import back_up, restore
+from dlnn_search.storage.checkpoints import find_orphans
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import StoredStudy, find, look_up, register
 from dlnn_search.storage.halves import check_idle, delete_study, lost_words, rename_study
-from dlnn_search.storage.info import describe
 from dlnn_search.storage.ledger import openings
-from dlnn_search.storage.links import linked
-from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.sweep import find_orphans
+from dlnn_search.storage.studies import StoredStudy, describe, find, linked, look_up, register
+from dlnn_search.storage.workers import Presence
 from dlnn_search.study import RandomSearch, Sampler, Study, Tpe
-from dlnn_search.study_files import built_in_studies
+from dlnn_search.study.finding import built_in_studies
+from dlnn_search.worker.joining import join_study
+from dlnn_search.worker.optuna_study import make_sampler
+from dlnn_search.worker.worker import run_worker
 
 from .whole_study import a_study, fill, optuna_trials
 
@@ -167,8 +165,8 @@ def test_while_a_worker_is_there_or_a_slot_is_held_nothing_is_changed(
 def test_linked_studies_are_renamed_and_deleted_along(
     database: Database, stored: StoredStudy
 ) -> None:
-    from dlnn_search.report.status import best_trials
-    from dlnn_search.service.export import config_of
+    from dlnn_search.commands.export import config_of
+    from dlnn_search.results.status import best_trials
 
     config = config_of(stored, best_trials(database, stored, 1)[0])
     study, _ = enqueue(database, stored, "confirm", [config], None)

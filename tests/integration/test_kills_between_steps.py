@@ -17,19 +17,19 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
 from dlnn_search.errors import ExitCode
-from dlnn_search.search import objective as objective_module
-from dlnn_search.search import outbox as outbox_module
-from dlnn_search.search.optuna_study import open_optuna_study
-from dlnn_search.service import worker as worker_module
-from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import schema
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch
 from dlnn_search.training.fit import Fitted
+from dlnn_search.worker import objective as objective_module
+from dlnn_search.worker import outbox as outbox_module
+from dlnn_search.worker import worker as worker_module
+from dlnn_search.worker.optuna_study import open_optuna_study
+from dlnn_search.worker.worker import run_worker
 
 from .trials_of_a_study import DATA, study_of
 

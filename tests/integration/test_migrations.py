@@ -19,19 +19,19 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from optuna.trial import TrialState
 
-from dlnn_search.cli_storage import upgrade
+from dlnn_search.cli.storage import upgrade
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError
-from dlnn_search.report.status import study_status
-from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
-from dlnn_search.service.worker import run_worker
+from dlnn_search.results.status import study_status
+from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
 from dlnn_search.storage import migrations, schema
 from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import find
 from dlnn_search.storage.ledger import openings
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import find
 from dlnn_search.study import Study
+from dlnn_search.worker.worker import run_worker
 
 from .version_1 import Rows, make_version_1
 

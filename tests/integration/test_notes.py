@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from optuna_dashboard import get_note
 
-from dlnn_search.search.objective import Verdict
-from dlnn_search.service import note as module
-from dlnn_search.service.note import write_note
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
+from dlnn_search.worker import note as module
+from dlnn_search.worker.note import write_note
+from dlnn_search.worker.objective import Verdict
 
 from .trials_of_a_study import Searched, study_of
 

@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 
 from dlnn_search.storage import schema
 from dlnn_search.storage.database import Database, UndoneError
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.optuna_storage import TrialStorage, trial_storage
+from dlnn_search.storage.optuna import TrialStorage, trial_storage
+from dlnn_search.storage.studies import register
 
 from .slot_life import DEFINITION, TESTED_ALONE
 

@@ -14,13 +14,13 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.errors import OutageError, StorageError
-from dlnn_search.search import objective as module
-from dlnn_search.search import outbox
 from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.events import last_events
+from dlnn_search.storage.workers import last_events
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch, Pace
+from dlnn_search.worker import objective as module
+from dlnn_search.worker import outbox
 
 from .trials_of_a_study import DATA, EPOCHS, Searched, losses, study_of
 

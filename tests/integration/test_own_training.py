@@ -21,12 +21,12 @@ from dlnn_search.config import (
     Pool,
     Training,
 )
-from dlnn_search.data.split import Split, TrainingData
+from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.models.heads import head_of
-from dlnn_search.own_code import OwnCode, register
+from dlnn_search.study.code import OwnCode, register
 from dlnn_search.training.fit import best_model, fit
 from dlnn_search.training.portable import save_portable
-from dlnn_search.training.predict import predict
+from dlnn_search.training.step import predict
 
 
 def colours(n: int, seed: int) -> Split:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dlnn_search import data
+from dlnn_search.commands.predict import predict, read_picture
 from dlnn_search.config import (
     ClockNet,
     Clocks,
@@ -25,7 +26,6 @@ from dlnn_search.config import (
 )
 from dlnn_search.errors import DataError, UsageError
 from dlnn_search.models.build import build
-from dlnn_search.service.predict import predict, read_picture
 from dlnn_search.training.fit import best_model, fit
 from dlnn_search.training.portable import save_portable
 

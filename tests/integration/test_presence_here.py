@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlnn_search.storage import presence, schema
+from dlnn_search.storage import schema
+from dlnn_search.storage import workers as presence
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.presence import (
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import (
     Presence,
     dead_workers,
     looked_after,

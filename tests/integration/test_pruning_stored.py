@@ -5,15 +5,14 @@ from __future__ import annotations
 import optuna
 
 from dlnn_search import Clocks, Config, Mlp, Study
-from dlnn_search.report.status import study_status
-from dlnn_search.search.halving import Halving
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
-from dlnn_search.search.rung_values import StoredValues
-from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.pruners.halving import Halving
+from dlnn_search.results.status import study_status
+from dlnn_search.storage.curves import Point, StoredRungValues, add_point
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
+from dlnn_search.storage.duplicates import find_duplicate, settle_like
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.twins import find_duplicate, settle_like
+from dlnn_search.storage.studies import register
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
 from .slot_life import DEFINITION
 
@@ -92,5 +91,5 @@ def test_a_duplicate_is_nobody_s_rival_and_in_no_estimate(database: Database) ->
         point = Point(1, {"loss": 0.5 + number}, seconds, 1.0)
         assert add_point(database, slot.id, slot.fence, point)
         slots.settle(slot, "complete", value=0.5)
-    assert sorted(StoredValues(database, "loss", "loss")(search, 1)) == [0, 2]
+    assert sorted(StoredRungValues(database, "loss", "loss")(search, 1)) == [0, 2]
     assert study_status(database, stored).mean_trial_seconds == 2.0

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from dlnn_search.archive.backup import back_up
 from dlnn_search.errors import StorageError
-from dlnn_search.storage.backup import back_up
 from dlnn_search.storage.control import set_control
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import all_studies, register
+from dlnn_search.storage.studies import all_studies, register
 
 DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": "pass"}
 NOBODY = 65_534
@@ -101,7 +101,7 @@ def killed_writer(folder: Path) -> None:
     """Let a process add the study `two`, and end without tidying up."""
     program = (
         "import os, sys; from dlnn_search.storage.database import open_database;"
-        "from dlnn_search.storage.definitions import register;"
+        "from dlnn_search.storage.studies import register;"
         f"register(open_database(sys.argv[1], create=False), 'two', {DEFINITION!r}); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", program, url_of(folder)], check=True)

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from dlnn_search.errors import OutageError
-from dlnn_search.search import objective as module
-from dlnn_search.search import outbox as outbox_module
-from dlnn_search.search.optuna_study import tell
-from dlnn_search.search.reports import MAX_REPORTS
-from dlnn_search.service.note import write_note
 from dlnn_search.storage.curves import note_of_slot, replace_curve
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.events import last_events
 from dlnn_search.storage.slots import LostLeaseError, Slot
+from dlnn_search.storage.workers import last_events
 from dlnn_search.study import Halving
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Checkpoint, Epoch, Pace
+from dlnn_search.worker import objective as module
+from dlnn_search.worker import outbox as outbox_module
+from dlnn_search.worker.note import write_note
+from dlnn_search.worker.optuna_study import tell
+from dlnn_search.worker.outbox import MAX_REPORTS
 
 from .trials_of_a_study import DATA, EPOCHS, Searched, losses, study_of
 
@@ -90,7 +90,7 @@ WORK = """
 import sys
 sys.path.insert(0, {tests!r})
 from integration.trials_of_a_study import DATA, Searched, study_of
-from dlnn_search.search import objective as module
+from dlnn_search.samplers import objective as module
 from dlnn_search.storage.database import open_database
 from dlnn_search.training import fit as fit_module
 module._load = lambda *_: DATA

@@ -14,14 +14,18 @@ from typer.testing import CliRunner, Result
 from dlnn_search import CoarseToFine
 from dlnn_search.cli import app
 from dlnn_search.config import Config, Mlp, Mnist, Training
-from dlnn_search.dashboard_curves import _put_figure
+from dlnn_search.dashboard.curves import _put_figure
 from dlnn_search.errors import UsageError
-from dlnn_search.report.advice import advice
-from dlnn_search.report.facts import facts_of
-from dlnn_search.report.regions import narrowing_figure, narrowing_of
-from dlnn_search.report.status import study_status
-from dlnn_search.search import optuna_study as module
-from dlnn_search.search.optuna_study import (
+from dlnn_search.report.figures import narrowing_figure, narrowing_of
+from dlnn_search.results.advice import advice, facts_of
+from dlnn_search.results.status import study_status
+from dlnn_search.samplers.regions import stored_regions
+from dlnn_search.storage.database import Database, open_database
+from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import find, register
+from dlnn_search.study import SAMPLERS, Gp, Study, Tpe
+from dlnn_search.worker import optuna_study as module
+from dlnn_search.worker.optuna_study import (
     begin_trial,
     check_libraries,
     choose_sampler,
@@ -29,11 +33,6 @@ from dlnn_search.search.optuna_study import (
     open_optuna_study,
     tell,
 )
-from dlnn_search.search.regions import stored_regions
-from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import find, register
-from dlnn_search.storage.slots import Slots
-from dlnn_search.study import SAMPLERS, Gp, Study, Tpe
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -83,7 +82,7 @@ def work(url: str, n_trials: int, worker: str = "w") -> None:
 def test_a_study_narrows_and_its_regions_hold_for_every_worker(database: Database) -> None:
     made(database, 40)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dlnn_search.search.optuna_study", "psycopg", "pytest"])
+    context.set_forkserver_preload(["dlnn_search.worker.optuna_study", "psycopg", "pytest"])
     with ProcessPoolExecutor(4, context) as pool:
         list(pool.map(work, [database.url] * 4, [40] * 4, "abcd"))
     study = open_optuna_study(STUDY, database)
@@ -135,7 +134,7 @@ def test_quasi_random_slots_share_one_sequence(sqlite_database: Database) -> Non
 
 
 def axis_place(rate: float) -> float:
-    from dlnn_search.search.axes import Axis
+    from dlnn_search.samplers.axes import Axis
 
     return Axis("rate", optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)).place(rate)
 

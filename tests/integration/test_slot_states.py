@@ -27,9 +27,9 @@ from dlnn_search.storage import schema
 from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.control import set_control
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
+from dlnn_search.storage.studies import register
 
 from .slot_life import DEFINITION, set_slot
 

@@ -10,9 +10,9 @@ import pytest
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import go_on, orders, stop_after_bugs
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.events import last_events
 from dlnn_search.storage.slots import LostLeaseError, Slots
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import last_events
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of
 

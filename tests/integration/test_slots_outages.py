@@ -9,10 +9,10 @@ import pytest
 
 from dlnn_search.errors import OutageError
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.events import last_events
-from dlnn_search.storage.reach import Reach
+from dlnn_search.storage.database.outages import Reach
 from dlnn_search.storage.slots import LostLeaseError, Slots
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import last_events
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, set_study
 

@@ -18,14 +18,14 @@ import sqlalchemy as sa
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
+from dlnn_search.storage.duplicates import find_duplicate, settle_like
 from dlnn_search.storage.slots import LostLeaseError, Slots
-from dlnn_search.storage.twins import find_duplicate, settle_like
+from dlnn_search.storage.studies import register
 
 from .slot_life import DEFINITION, set_study
 
 #: Imported once for all processes, which takes most of a process's start.
-WARM = ["dlnn_search.search.optuna_study", "alembic.command", "psycopg", "pytest"]
+WARM = ["dlnn_search.worker.optuna_study", "alembic.command", "psycopg", "pytest"]
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import sqlalchemy as sa
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.events import last_events
+from dlnn_search.storage.duplicates import find_duplicate, settle_like
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slots, new_token
-from dlnn_search.storage.twins import find_duplicate, settle_like
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import last_events
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of, set_slot
 

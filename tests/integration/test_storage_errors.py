@@ -19,11 +19,9 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from dlnn_search.cli_options import storage_words
+from dlnn_search.cli.options import storage_words
 from dlnn_search.config import Config, Mnist
 from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
-from dlnn_search.search.optuna_study import open_optuna_study
-from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import schema
 from dlnn_search.storage.curves import Point, add_point, curve_of_slot
 from dlnn_search.storage.database import (
@@ -34,10 +32,12 @@ from dlnn_search.storage.database import (
     open_database,
     shown,
 )
-from dlnn_search.storage.definitions import register
 from dlnn_search.storage.schema import SCHEMA_VERSION
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.studies import register
 from dlnn_search.study import Study
+from dlnn_search.worker.optuna_study import open_optuna_study
+from dlnn_search.worker.worker import run_worker
 
 PASSWORD = "s3cret{word}"
 AND_QUOTED = "s3cret%7Bword%7D"

@@ -12,18 +12,17 @@ import optuna
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
-from dlnn_search.report.status import study_status
-from dlnn_search.search import outbox as outbox_module
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study, tell
-from dlnn_search.search.outbox import Outbox
-from dlnn_search.search.pruning import falls_behind
-from dlnn_search.search.reports import Reports, epochs_to_report
+from dlnn_search.pruners.halving import falls_behind
+from dlnn_search.results.status import study_status
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import find, register
-from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.studies import find, register
+from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Halving, RandomSearch, Study
+from dlnn_search.worker import outbox as outbox_module
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.worker.outbox import Outbox, Reports, epochs_to_report
 
 from .slot_life import note_config
 
@@ -112,7 +111,7 @@ def test_sixteen_workers_that_make_one_file_and_write_into_it_at_once_lose_nothi
     url = f"sqlite:///{tmp_path / 'new' / 'dlnn.db'}"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["dlnn_search.search.optuna_study", "alembic.command", "psycopg", "pytest"]
+        ["dlnn_search.worker.optuna_study", "alembic.command", "psycopg", "pytest"]
     )
     barrier = context.Barrier(N_WORKERS)
     with ProcessPoolExecutor(

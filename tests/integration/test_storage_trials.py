@@ -15,19 +15,14 @@ from optuna_dashboard import get_note, save_note
 
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError
-from dlnn_search.search import optuna_study as module
-from dlnn_search.search.optuna_study import (
-    SLOT_ATTRIBUTE,
-    begin_trial,
-    open_optuna_study,
-    tell,
-)
 from dlnn_search.storage.control import go_on
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import all_studies, register
 from dlnn_search.storage.halves import archive, rename_study
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.studies import all_studies, register
 from dlnn_search.study import RandomSearch, Study, Tpe
+from dlnn_search.worker import optuna_study as module
+from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study, tell
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -186,7 +181,7 @@ def test_six_processes_take_six_enqueued_trials(database: Database, trials: optu
         trials.enqueue_trial({"rate": 10.0 ** -(n + 1)})
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["dlnn_search.search.optuna_study", "alembic.command", "psycopg", "pytest"]
+        ["dlnn_search.worker.optuna_study", "alembic.command", "psycopg", "pytest"]
     )
     barrier = context.Barrier(6)
     with ProcessPoolExecutor(6, context, initializer=_keep_barrier, initargs=(barrier,)) as pool:

@@ -14,15 +14,14 @@ from typing import Any
 import pytest
 
 from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
-from dlnn_search.service import supervisor as module
-from dlnn_search.service.gpus import Seat
-from dlnn_search.service.supervisor import Supervisor
+from dlnn_search.launch import supervisor as module
+from dlnn_search.launch.supervisor import Supervisor
+from dlnn_search.machine import Seat
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.events import last_events
-from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import Presence, last_events
 
 DEFINITION = {"settings": {"metric": "loss", "direction": "minimize"}, "code": ""}
 
@@ -232,7 +231,7 @@ def test_a_worker_that_ignores_sigterm_is_told_again_and_then_killed(
 
 LEAVES = """
 import os, signal, time
-from dlnn_search.service import supervisor as module
+from dlnn_search.commands import supervisor as module
 
 module.LAST_SECONDS = 0.2
 supervisor = module.Supervisor.__new__(module.Supervisor)

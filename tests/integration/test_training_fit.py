@@ -27,10 +27,10 @@ from dlnn_search.config import (
     Pool,
     Training,
 )
-from dlnn_search.data.split import Split, TrainingData
+from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.errors import DivergedError, StorageError, TrainingError
 from dlnn_search.files import CHECKPOINT
-from dlnn_search.own_code import OwnCode, register
+from dlnn_search.study.code import OwnCode, register
 from dlnn_search.training import checkpoint
 from dlnn_search.training.checkpoint import Checkpoint, State
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dlnn_search.named_configs import mnist_cnn
+from dlnn_search.study.named_configs import mnist_cnn
 from dlnn_search.training import precision
 from dlnn_search.training.precision import resolve_precision, with_precision
 

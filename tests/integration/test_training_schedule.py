@@ -24,11 +24,10 @@ from dlnn_search.config import (
     Pool,
     Training,
 )
-from dlnn_search.data.split import Split, TrainingData
-from dlnn_search.training.average import Average
+from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit
-from dlnn_search.training.optimizer import make_optimizer
-from dlnn_search.training.schedule import Rate, plateau_factor
+from dlnn_search.training.optimizer import Rate, make_optimizer, plateau_factor
+from dlnn_search.training.step import Average
 
 
 def digits(n: int, seed: int) -> Split:

@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 
-from dlnn_search.report.status import all_trials, study_status
-from dlnn_search.report.study_view import budget_words
+from dlnn_search.report.live import budget_words
+from dlnn_search.results.status import all_trials, study_status
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import set_control, set_reuse
 from dlnn_search.storage.curves import Point, add_point, curve_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import all_studies, register
-from dlnn_search.storage.events import last_events
-from dlnn_search.storage.schema import now
-from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
-from dlnn_search.storage.twins import (
+from dlnn_search.storage.duplicates import (
     Duplicate,
     find_duplicate,
     look_for_duplicate,
     settle_like,
     wait_for_space,
 )
+from dlnn_search.storage.schema import now
+from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
+from dlnn_search.storage.studies import all_studies, register
+from dlnn_search.storage.workers import last_events
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dlnn_search.commands import predict
+from dlnn_search.commands.predict import read_picture
 from dlnn_search.config import ClockNet, Clocks, Cnn, Config, Conv, Mnist, Pool
 from dlnn_search.errors import DataError
-from dlnn_search.service import predict
-from dlnn_search.service.predict import read_picture
 
 CLOCK = Config(data=Clocks(image_size=32), model=ClockNet(blocks=(Conv(filters=2), Pool(size=8))))
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dlnn_search import study_files
 from dlnn_search.errors import StudyError
-from dlnn_search.service.joining import as_stored
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import join, register
-from dlnn_search.study_files import code_hash, load_study, studies_folder
+from dlnn_search.storage.studies import join, register
+from dlnn_search.study import finding as study_files
+from dlnn_search.study.finding import code_hash, load_study, studies_folder
+from dlnn_search.worker.joining import as_stored
 
 OTHER = "\nN_SCALES = 2\n"
 

@@ -19,16 +19,16 @@ from dlnn_search import (
     Study,
     Training,
 )
+from dlnn_search.commands.warm_start import WarmStart, agreeing, warm_start
 from dlnn_search.errors import UsageError
-from dlnn_search.search.corners import example_config
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
-from dlnn_search.service.convergence import converged_words, settle, stop_if_converged
-from dlnn_search.service.warm_start import WarmStart, agreeing, warm_start
 from dlnn_search.storage.control import orders
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import StoredStudy, register
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import StoredStudy, register
+from dlnn_search.worker.convergence import converged_words, settle, stop_if_converged
+from dlnn_search.worker.first_trials import example_config
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
 from .test_confirmation import work_off
 

@@ -19,23 +19,23 @@ from optuna.trial import TrialState
 
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
 from dlnn_search.errors import DataError, ExitCode, StudyError
-from dlnn_search.search import objective as module
-from dlnn_search.search.optuna_study import open_optuna_study
-from dlnn_search.service import worker as worker_module
-from dlnn_search.service.interruption import GRACE_SECONDS
-from dlnn_search.service.worker import run_worker
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import go_on, is_first, orders, set_control
 from dlnn_search.storage.curves import Point, curve_of_slot, replace_curve
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.events import last_events
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import last_events
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch, Pace
+from dlnn_search.worker import objective as module
+from dlnn_search.worker import worker as worker_module
+from dlnn_search.worker.interruption import GRACE_SECONDS
+from dlnn_search.worker.optuna_study import open_optuna_study
+from dlnn_search.worker.worker import run_worker
 
 from .slot_life import claimed, set_study
 from .trials_of_a_study import DATA, study_of
@@ -129,7 +129,7 @@ def at_epochs(
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
     monkeypatch.setattr(Pace, "is_due", lambda _: True)
     # Orders are read with each renewal: here it is one an epoch at least.
-    monkeypatch.setattr("dlnn_search.search.outbox.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("dlnn_search.worker.outbox.RENEW_SECONDS", 0.0)
     return trained
 
 

@@ -8,15 +8,15 @@ import numpy as np
 import optuna
 
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
-from dlnn_search.data.split import Split, TrainingData
-from dlnn_search.search.objective import Objective, Verdict
-from dlnn_search.search.optuna_study import begin_trial, open_optuna_study
+from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import register
-from dlnn_search.storage.presence import Presence
 from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.studies import register
+from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Halving, RandomSearch, Study
+from dlnn_search.worker.objective import Objective, Verdict
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
 EPOCHS = 12
 

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from dlnn_search.report.advice import Facts, advice
-from dlnn_search.report.status import FailureStatus, StudyStatus, WorkerStatus
-from dlnn_search.search.edges import Edge
+from dlnn_search.results.advice import Facts, advice
+from dlnn_search.results.status import FailureStatus, StudyStatus, WorkerStatus
+from dlnn_search.samplers.regions import Edge
 from dlnn_search.storage.budget import BudgetUse
 
 

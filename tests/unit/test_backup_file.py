@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlnn_search.archive import file as backup_file
+from dlnn_search.archive.file import BackupReader, BackupWriter
+from dlnn_search.archive.rows import StudyRows, bring_up
 from dlnn_search.errors import DlnnSearchError, StorageError
-from dlnn_search.storage import backup_file
-from dlnn_search.storage.backup_file import BackupReader, BackupWriter
-from dlnn_search.storage.backup_rows import StudyRows, bring_up
 
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 

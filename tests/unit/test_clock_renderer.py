@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dlnn_search.data.clock_renderer import render_clocks, render_times
+from dlnn_search.data.clocks.renderer import render_clocks, render_times
 
 N_TIMES = 720
 MIDDLE_PX = 74.5  # at difficulty 0 the dial stands upright in the middle of 150 px ...
@@ -103,7 +103,7 @@ def test_a_script_without_a_main_guard_may_render_into_a_memmap(
     script = tmp_path / "render.py"
     script.write_text(
         "import numpy as np\n"
-        "from dlnn_search.data.clock_renderer import render_clocks\n"
+        "from dlnn_search.data.clocks.renderer import render_clocks\n"
         "out = np.lib.format.open_memmap('images.npy', 'w+', np.uint8, (720, 32, 32))\n"
         "done = []\n"
         "images, _ = render_clocks(1, image_size=32, seed=3, processes=2,\n"

@@ -23,19 +23,18 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dlnn_search import CoarseToFine
-from dlnn_search.search import surrogate
-from dlnn_search.search.axes import Axis
-from dlnn_search.search.candidates import N_PARENTS, Activity, Drawer
-from dlnn_search.search.coarse_to_fine import GLOBAL_SHARE, MAX_TRIALS
-from dlnn_search.search.contest import own_scores
-from dlnn_search.search.past import (
+from dlnn_search.samplers import surrogate
+from dlnn_search.samplers.axes import Axis
+from dlnn_search.samplers.candidates import N_PARENTS, Activity, Drawer, own_scores
+from dlnn_search.samplers.coarse_to_fine import GLOBAL_SHARE, MAX_TRIALS
+from dlnn_search.samplers.observations import (
     DUPLICATE_ATTRIBUTE,
     INFEASIBLE_ATTRIBUTE,
     Observations,
     Outcomes,
 )
-from dlnn_search.search.regions import Region, Span, narrowed, read_region, stored_regions
-from dlnn_search.search.surrogate import scores
+from dlnn_search.samplers.regions import Region, Span, narrowed, read_region, stored_regions
+from dlnn_search.samplers.surrogate import scores
 
 Objective = Callable[[optuna.Trial], float]
 

@@ -12,7 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dlnn_search.search.corners import corner_trials, extremes, middle
+from dlnn_search.worker.first_trials import corner_trials, extremes, middle
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,9 @@ import pytest
 from dlnn_search.config import Clocks, CurriculumStage
 from dlnn_search.data.loading import load
 from dlnn_search.data.prepared import (
+    OnProgress,
+    Progress,
+    ProgressDisplay,
     Recipe,
     cache_root,
     map_array,
@@ -20,7 +23,6 @@ from dlnn_search.data.prepared import (
     prepared_root,
     write_array,
 )
-from dlnn_search.data.progress import OnProgress, Progress, ProgressDisplay
 from dlnn_search.data.recipes import curriculum_recipe, curriculum_seed, recipe_for
 from dlnn_search.errors import DataError
 

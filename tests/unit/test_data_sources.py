@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from dlnn_search.config import FashionMnist, Mnist
 from dlnn_search.data import load, sources
-from dlnn_search.data.prepared import open_part
-from dlnn_search.data.progress import Progress
+from dlnn_search.data.prepared import Progress, open_part
 from dlnn_search.data.recipes import digits_recipe
 from dlnn_search.data.sources import (
     DIGIT_SETS,
@@ -256,7 +255,7 @@ def test_a_machine_without_data_and_network_is_told_where_we_looked_and_what_to_
     def offline(keras_name: str, path: Path) -> None:
         raise DataError("Keras's download failed (is this machine online?): no route.")
 
-    monkeypatch.setattr("dlnn_search.data.keras_download.download_with_keras", offline)
+    monkeypatch.setattr("dlnn_search.data.sources.download_with_keras", offline)
     with pytest.raises(DataError) as refused:
         open_part(digits_recipe(a_set(arrays())), "search", quiet)
     message = str(refused.value)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from dlnn_search.errors import DlnnSearchError, StorageError
-from dlnn_search.service.detach import Background, PidFile, run_in_background
+from dlnn_search.launch.detached import Background, PidFile, run_in_background
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dlnn_search.service.detach import PidFile
+from dlnn_search.launch.detached import PidFile
 with PidFile(Path(sys.argv[1]), "mine").held(Path("some.log")):
     print("held", flush=True)
     time.sleep(600)

@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, create_trial
 
-from dlnn_search.search.edges import Edge, find_edges, n_elites
+from dlnn_search.samplers.regions import Edge, find_edges, n_elites
 
 LOG = FloatDistribution(1e-5, 1e-2, log=True)
 N = 9

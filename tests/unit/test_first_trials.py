@@ -22,11 +22,10 @@ from dlnn_search.config import (
     OwnModel,
     Training,
 )
-from dlnn_search.models.work import seconds_an_image
-from dlnn_search.search.corners import Chooser, at_share, middle_config
-from dlnn_search.search.first_trials import effort, first_trials
-from dlnn_search.search.optuna_study import make_sampler
+from dlnn_search.models.shapes import seconds_an_image
 from dlnn_search.study import Study
+from dlnn_search.worker.first_trials import Chooser, at_share, effort, first_trials, middle_config
+from dlnn_search.worker.optuna_study import make_sampler
 
 SHAPE = (28, 28)
 

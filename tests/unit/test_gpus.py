@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dlnn_search import machine as gpus
 from dlnn_search.errors import UsageError
-from dlnn_search.service import gpus
-from dlnn_search.service.gpus import Gpu, Seat, choose_gpus, find_gpus, plan_seats, seats
+from dlnn_search.machine import Gpu, Seat, choose_gpus, find_gpus, plan_seats, seats
 
 TWO = "0, GPU-aaaa, NVIDIA A100, 40960\n1, GPU-bbbb, NVIDIA A100, 40960\n"
 A, B = (Gpu(0, "GPU-aaaa", "NVIDIA A100", 40960), Gpu(1, "GPU-bbbb", "NVIDIA A100", 40960))

@@ -10,11 +10,11 @@ import pytest
 
 from dlnn_search.config import Dense, Mlp
 from dlnn_search.errors import StudyError
-from dlnn_search.search.corners import example_config
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.definitions import join, register, short_hash
+from dlnn_search.storage.studies import join, register, short_hash
 from dlnn_search.study import Study
-from dlnn_search.study_files import load_study
+from dlnn_search.study.finding import load_study
+from dlnn_search.worker.first_trials import example_config
 
 STUDY = '''\
 """Mine."""
@@ -138,8 +138,8 @@ def test_a_definition_is_the_same_in_every_process_and_every_folder(tmp_path: Pa
         "even_more.py": "import sizes",  # in a circle
     }
     code = (
-        "from dlnn_search.study_files import load_study\n"
-        "from dlnn_search.storage.definitions import short_hash\n"
+        "from dlnn_search.study.finding import load_study\n"
+        "from dlnn_search.storage.studies import short_hash\n"
         "import sys; study = load_study(sys.argv[1])\n"
         "print(short_hash(study.definition()), study.own_code().fingerprint)"
     )

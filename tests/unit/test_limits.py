@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from dlnn_search.cli_options import limit_hours, limit_moment, limit_seconds
+from dlnn_search.cli.options import limit_hours, limit_moment, limit_seconds
 from dlnn_search.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from dlnn_search.report import live
-from dlnn_search.report.status import StudyStatus
+from dlnn_search.results.status import StudyStatus
 from dlnn_search.storage.budget import BudgetUse
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlnn_search.service import machine
-from dlnn_search.service.machine import usable_cores, usable_memory_bytes
-from dlnn_search.service.memory import MEBIBYTE, MemoryWatch, limit_bytes
+from dlnn_search import machine
+from dlnn_search.machine import usable_cores, usable_memory_bytes
+from dlnn_search.worker.interruption import MEBIBYTE, MemoryWatch, limit_bytes
 
 
 @pytest.fixture

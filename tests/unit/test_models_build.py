@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 
 from dlnn_search.config import Cnn, Config, Conv, Dense, Dropout, Mlp, Mnist, Pool, Training
-from dlnn_search.models.build import build
-from dlnn_search.models.dropout import LeanDropout
+from dlnn_search.models.build import LeanDropout, build
 from dlnn_search.models.shapes import ModelError, layer_shapes
-from dlnn_search.named_configs import NAMED
+from dlnn_search.study.named_configs import NAMED
 
 
 def config_of(model: Mlp | Cnn, **training: object) -> Config:

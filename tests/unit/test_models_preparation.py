@@ -23,11 +23,11 @@ from dlnn_search.config import (
     Mnist,
     Pool,
 )
-from dlnn_search.models.build import build
-from dlnn_search.models.preparation import (
+from dlnn_search.models.build import (
     DarkContrast,
     PixelPermutation,
     Standardize,
+    build,
     pixel_permutation,
 )
 

@@ -7,8 +7,8 @@ from dlnn_search.config import Clocks, Config, Dense, FashionMnist, Mlp, Mnist, 
 from dlnn_search.errors import UsageError
 from dlnn_search.models.build import build
 from dlnn_search.models.shapes import n_parameters
-from dlnn_search.named_configs import NAMED, best_configs, find_config
-from dlnn_search.study_files import built_in_studies, load_study
+from dlnn_search.study.finding import built_in_studies, load_study
+from dlnn_search.study.named_configs import NAMED, best_configs, find_config
 
 PARAMETERS = {
     "mnist_mlp": 669_706,  # keras-team/keras, examples/mnist_mlp.py

@@ -15,10 +15,10 @@ from dlnn_search import optuna_version
 from dlnn_search.errors import UsageError
 from dlnn_search.optuna_version import SWITCH, TESTED, check_optuna, may_be_private
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.optuna_storage import TrialStorage, trial_storage
+from dlnn_search.storage.optuna import TrialStorage, trial_storage
 
 PACKAGE = Path(optuna_version.__file__).parent
-PRIVATE = PACKAGE / "storage" / "optuna_private.py"
+PRIVATE = PACKAGE / "storage" / "optuna" / "private.py"
 #: Of Optuna's objects, and used by this package once.
 ATTRIBUTES = {"_trial_id", "_thread_local", "_get_latest_trial", "_contains"}
 
@@ -49,7 +49,7 @@ def test_a_version_that_was_not_tested_is_used_by_its_documented_interface(
 ) -> None:
     assert may_be_private(), f"the suite runs with one of {TESTED}"
     monkeypatch.setattr(optuna, "__version__", "5.99.0")
-    monkeypatch.setitem(sys.modules, "dlnn_search.storage.optuna_private", None)  # no import of it
+    monkeypatch.setitem(sys.modules, "dlnn_search.storage.optuna.private", None)  # no import of it
     database = open_database(f"sqlite:///{tmp_path / 'dlnn.db'}", create=True)
     try:
         assert not database.joins

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from dlnn_search.config import Clocks, Cnn, Config, Mlp, Mnist, OwnData, OwnModel
 from dlnn_search.errors import StudyError, UsageError
-from dlnn_search.own_code import OwnCode, code_of
-from dlnn_search.search.corners import example_config
 from dlnn_search.study import Study
-from dlnn_search.study_files import bring_code, load_study
+from dlnn_search.study.code import OwnCode, code_of
+from dlnn_search.study.finding import bring_code, load_study
+from dlnn_search.worker.first_trials import example_config
 
 STUDY = '''\
 """Mine."""

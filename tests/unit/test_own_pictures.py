@@ -10,20 +10,14 @@ import numpy as np
 import pytest
 
 from dlnn_search.config import OwnData
-from dlnn_search.data import (
-    Split,
-    load,
-    load_folds,
-    load_test,
-    own_pictures,
-    prepare_data,
-    watching,
-)
+from dlnn_search.data import Split, load, load_folds, load_test, prepare_data
+from dlnn_search.data import own as own_pictures
+from dlnn_search.data import own as watching
 from dlnn_search.data.catalog import catalog
-from dlnn_search.data.identity import identity_of
-from dlnn_search.data.progress import Progress
+from dlnn_search.data.loading import identity_of
+from dlnn_search.data.prepared import Progress
 from dlnn_search.errors import DataError, StudyError
-from dlnn_search.own_code import OwnCode, OwnImages, register
+from dlnn_search.study.code import OwnCode, OwnImages, register
 
 RANDOM = np.random.default_rng(0)
 GRAY = RANDOM.integers(0, 256, (90, 5, 7), np.uint8)

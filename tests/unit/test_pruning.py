@@ -11,10 +11,9 @@ import pytest
 
 from dlnn_search import Clocks, Config, FashionMnist, HalvingPruner, Mlp, Study
 from dlnn_search.errors import StudyError
-from dlnn_search.search.halving import Halving
-from dlnn_search.search.past import DUPLICATE_ATTRIBUTE
-from dlnn_search.search.pruning import make_pruner, threshold
-from dlnn_search.search.rung_values import reported_values
+from dlnn_search.pruners.halving import Halving, reported_values
+from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
+from dlnn_search.worker.optuna_study import make_pruner, threshold
 
 Direction = Literal["minimize", "maximize"]
 

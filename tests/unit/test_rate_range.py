@@ -11,7 +11,7 @@ import pytest
 
 from dlnn_search import Config, Mlp, Mnist, RangeTest, Study, Training, rate_range
 from dlnn_search.errors import StudyError
-from dlnn_search.search.rate_centre import centred_at
+from dlnn_search.study import centred_at
 from dlnn_search.training.rate_range import Sweep
 
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.errors import OutageError, StorageError, UsageError
-from dlnn_search.storage.retry import may_pass, patience_seconds, pause_seconds, retry
+from dlnn_search.storage.database.outages import may_pass, patience_seconds, pause_seconds, retry
 
 
 class Flaky:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlnn_search.config.seeds import ROLES, SPAN, Role, fresh_seeds, is_of, seed_of
+from dlnn_search.config.training import ROLES, SPAN, Role, fresh_seeds, is_of, seed_of
 
 
 def test_the_roles_of_studies_never_share_a_seed() -> None:

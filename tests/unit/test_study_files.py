@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dlnn_search.errors import StudyError, UsageError
-from dlnn_search.search.corners import example_config
-from dlnn_search.study_files import MAX_STUDY_BYTES, built_in_studies, load_study
+from dlnn_search.study.finding import MAX_STUDY_BYTES, built_in_studies, load_study
+from dlnn_search.worker.first_trials import example_config
 
 GOOD = '''\
 """A study of mine.

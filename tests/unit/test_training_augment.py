@@ -23,9 +23,9 @@ from dlnn_search.config import (
     Training,
     TwoSoftmax,
 )
-from dlnn_search.data.clock_renderer import render_times
-from dlnn_search.training import augment as module
-from dlnn_search.training.augment import augment, augmenter
+from dlnn_search.data.clocks.renderer import render_times
+from dlnn_search.training import step as module
+from dlnn_search.training.step import augment, augmenter
 
 SEED = (3, 4)
 CLOCKS = render_times([3, 9, 0], [10, 41, 0], image_size=64, difficulty=0, azimuth_spread=0)

@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 
 import dlnn_search
-from dlnn_search.cli_options import limit_hours, limit_moment, limit_seconds, parse_duration
+from dlnn_search.cli.options import limit_hours, limit_moment, limit_seconds, parse_duration
 from dlnn_search.config import Config, read_config
-from dlnn_search.data.clock_import import import_clocks
+from dlnn_search.data.clocks.imported import import_clocks
 from dlnn_search.errors import DataError, StorageError, StudyError, TrainingError, UsageError
-from dlnn_search.named_configs import NAMED, find_config
+from dlnn_search.machine import Gpu, choose_gpus
 from dlnn_search.secret import hidden, remember, taken_off_command_line
-from dlnn_search.service.gpus import Gpu, choose_gpus
 from dlnn_search.storage.database import database_url, shown
 from dlnn_search.study import NAME_PATTERN
-from dlnn_search.study_files import built_in_studies, load_study
+from dlnn_search.study.finding import built_in_studies, load_study
+from dlnn_search.study.named_configs import NAMED, find_config
 from dlnn_search.training.checkpoint import Checkpoint, State
 
 #: The folder is a test's, the examples share it.

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.report.words import duration, metric_name, metric_value
+from dlnn_search.metrics import DIRECTIONS, duration, metric_name, metric_value
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,16 @@ from dlnn_search.config import (
     SoftLabels,
     TwoSoftmax,
 )
-from dlnn_search.models.heads.classes import ClassHead
-from dlnn_search.models.heads.head import Head, Layers, Outputs, Tensor
-from dlnn_search.models.heads.joint import JointHead
-from dlnn_search.models.heads.softmax import OneSoftmaxHead, SoftLabelsHead, TwoSoftmaxHead
-from dlnn_search.models.heads.values import OneRegressionHead, RegressionHead, SinCosHead
+from dlnn_search.models.heads.dials import (
+    JointHead,
+    OneRegressionHead,
+    OneSoftmaxHead,
+    RegressionHead,
+    SinCosHead,
+    SoftLabelsHead,
+    TwoSoftmaxHead,
+)
+from dlnn_search.models.heads.head import ClassHead, Head, Layers, Outputs, Tensor
 
 __all__ = ["Head", "Layers", "Outputs", "Tensor", "by_name", "head_of"]
 

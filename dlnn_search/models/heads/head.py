@@ -1,15 +1,20 @@
-"""What every head promises, and what it may ask of the maker of layers."""
+"""What every head promises; the head of classes; what all heads of clocks have in common."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from dlnn_search.config.model import DenseBlock
+from dlnn_search import metrics
+from dlnn_search.config.model import Branch, DenseBlock
+from dlnn_search.metrics import HOURS, MINUTES, MINUTES_ON_DIAL, clock_metrics
 
 #: A Keras tensor, symbolic or not: Keras has no type stubs.
 Tensor = Any
@@ -79,3 +84,209 @@ class Head(Protocol):
 def likeliest(scores: Tensor) -> Tensor:
     """Return the class with the highest score, the first among equals, (n, classes) -> (n,)."""
     return keras.ops.cast(keras.ops.argmax(scores, axis=-1), "int64")
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """One softmax of the classes with cross-entropy (keras-team/keras, examples/mnist_*.py)."""
+
+    n_classes: int
+    names: tuple[str, ...] = ("output",)
+
+    @property
+    def guessing_loss(self) -> float:
+        return math.log(self.n_classes)
+
+    def attach(self, layers: Layers, x: Tensor) -> Outputs:
+        return {"output": layers.output(self.n_classes, "softmax", "output", x)}
+
+    def targets(self, labels: NDArray[np.uint8]) -> NDArray[np.int32]:
+        return labels.astype(np.int32)[:, None]
+
+    def losses(self, targets: Tensor, outputs: Outputs) -> Tensor:
+        return keras.losses.sparse_categorical_crossentropy(targets[:, 0], outputs["output"])
+
+    def read(self, outputs: Outputs) -> Tensor:
+        return likeliest(outputs["output"])
+
+    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        return np.asarray(self.read(outputs))
+
+    def metrics(
+        self, labels: NDArray[np.uint8], outputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, float]:
+        return {"accuracy": metrics.accuracy(labels, self.decode(outputs))}
+
+
+#: The mean way round from any guess to all hours, and to all minutes: a quarter of the circle.
+GUESSED_DIAL_ERROR = MINUTES_ON_DIAL / 4
+GUESSED_MINUTE_ERROR = MINUTES / 4
+#: Below about this length a vector has no direction that its loss could rely on.
+_SHORT = 0.1
+
+
+def bumps(centres: NDArray[np.float64], n_bins: int, width: float) -> NDArray[np.float32]:
+    """Return circular soft labels: von Mises densities at the bins' centres, summing to 1.
+
+    With the concentration 1 / width^2 (width in radians), a von Mises distribution is close to a
+    normal one of that deviation wrapped round the circle, and needs no sum over the turns.
+
+    Args:
+        centres: Of the bumps, in turns of the circle, shape (k,). Bin b stands at b / n_bins.
+        n_bins: Of the circle.
+        width: Standard deviation, in turns.
+
+    Returns:
+        Shape (k, n_bins), float32.
+    """
+    angles = 2 * math.pi * (np.arange(n_bins) / n_bins - centres[:, None])  # (k, n_bins)
+    density = np.exp((np.cos(angles) - 1) / (2 * math.pi * width) ** 2)
+    labels: NDArray[np.float32] = (density / density.sum(axis=1, keepdims=True)).astype(np.float32)
+    return labels
+
+
+def way_round(difference: Tensor, period: float) -> Tensor:
+    """Return the shortest way round a circle, in [0, period / 2].
+
+    Its slope is 1 or -1 everywhere but where the points meet (0), those opposite included.
+    """
+    half = period / 2
+    return keras.ops.abs(keras.ops.mod(difference + half, period) - half)
+
+
+def expected_way(true: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the mean way round from the truth under a distribution over a circle's classes.
+
+    Args:
+        true: Classes, shape (n,), int32.
+        probabilities: Shape (n, classes).
+
+    Returns:
+        In classes, shape (n,), float32.
+    """
+    n_classes = probabilities.shape[-1]
+    classes = np.arange(n_classes, dtype=np.float32)
+    apart = classes - keras.ops.cast(true, "float32")[:, None]  # (n, classes)
+    return keras.ops.sum(probabilities * way_round(apart, n_classes), axis=-1)
+
+
+def expected_error(targets: Tensor, times: Tensor, minutes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the expected common sense error and the expected error of the minute hand.
+
+    The second alone can teach the minute while the hour is unknown: over all hours, every minute
+    is as wrong as any other.
+
+    Args:
+        targets: Hours and minutes, shape (n, 2), int32.
+        times: Probabilities, shape (n, 720).
+        minutes: Probabilities, shape (n, 60).
+
+    Returns:
+        Both in minutes, shape (n,), float32.
+    """
+    time = targets[:, 0] * MINUTES + targets[:, 1]
+    return expected_way(time, times), expected_way(targets[:, 1], minutes)
+
+
+def product(hours: Tensor, minutes: Tensor) -> Tensor:
+    """Return the distribution over all times, (n, 12) and (n, 60) -> (n, 720)."""
+    return keras.ops.reshape(hours[:, :, None] * minutes[:, None, :], (-1, HOURS * MINUTES))
+
+
+def directions(n_steps: int) -> NDArray[np.float32]:
+    """Return (sine, cosine) of the angles of all steps of a circle, shape (n_steps, 2)."""
+    angles = 2 * math.pi * np.arange(n_steps) / n_steps
+    return np.stack([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def angle_between(true: Tensor, found: Tensor) -> Tensor:
+    """Return the angle between a direction and a vector of any length.
+
+    The gradient of an angle grows beyond all bounds as the vector shrinks, and the centre has
+    none. So a vector much shorter than 0.1 counts as what it says, nothing: a right angle, the
+    mean of all guesses. The gradient stays below 25 for a radian everywhere.
+
+    Args:
+        true: (sine, cosine), shape (n, 2).
+        found: Same order and shape, of any length.
+
+    Returns:
+        Radians, shape (n,), in [0, pi].
+    """
+    ops = keras.ops
+    dot = ops.sum(true * found, axis=-1)
+    cross = true[:, 0] * found[:, 1] - true[:, 1] * found[:, 0]
+    squared = ops.sum(ops.square(found), axis=-1)
+    trust = 1 - ops.exp(-squared / _SHORT**2)
+    # Both sides of a `where` are differentiated: the one not taken must be finite, too.
+    centre = squared < 1e-12
+    angle = ops.abs(ops.arctan2(cross, ops.where(centre, ops.ones_like(dot), dot)))
+    return trust * angle + (1 - trust) * (math.pi / 2)
+
+
+class Spec(Protocol):
+    """A head as the config has it."""
+
+    @property
+    def branches(self) -> tuple[Branch, ...]: ...
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+@dataclass(frozen=True)
+class ClockHead(ABC, Generic[SpecT]):
+    """One output named `time`, or two named `hour` and `minute`.
+
+    Targets are minutes since 12:00, shape (n, 1), or hours and minutes, shape (n, 2).
+    """
+
+    spec: SpecT
+
+    @property
+    @abstractmethod
+    def guessing_loss(self) -> float:
+        """See `Head`."""
+
+    @abstractmethod
+    def losses(self, targets: Tensor, outputs: Outputs) -> Tensor:
+        """See `Head`."""
+
+    @abstractmethod
+    def read(self, outputs: Outputs) -> Tensor:
+        """See `Head`."""
+
+    def decode(self, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        return np.asarray(self.read(outputs))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(branch.name for branch in self.spec.branches)
+
+    @property
+    def activation(self) -> OutputActivation:
+        """Of the outputs."""
+        return "softmax"
+
+    def attach(self, layers: Layers, x: Tensor) -> Outputs:
+        # All branches before all outputs: the order of the report's Figure 5.
+        ends = [layers.dense(branch.blocks, x) for branch in self.spec.branches]
+        return {
+            branch.name: layers.output(branch.width, self.activation, branch.name, end)
+            for branch, end in zip(self.spec.branches, ends, strict=True)
+        }
+
+    def targets(self, labels: NDArray[np.uint8]) -> NDArray[np.int32]:
+        wide = labels.astype(np.int32)
+        return wide if len(self.spec.branches) == 2 else times_of(wide)[:, None]
+
+    def metrics(
+        self, labels: NDArray[np.uint8], outputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, float]:
+        return clock_metrics(times_of(labels.astype(np.int32)), self.decode(outputs))
+
+
+def times_of(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return minutes since 12:00, shape (n,), of hours and minutes, shape (n, 2)."""
+    times: NDArray[np.int32] = labels[:, 0] * MINUTES + labels[:, 1]
+    return times

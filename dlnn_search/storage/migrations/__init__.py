@@ -14,7 +14,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from dlnn_search import __version__
+from dlnn_search._version import __version__
 from dlnn_search.errors import StorageError
 from dlnn_search.storage import schema
 

@@ -1,0 +1,1 @@
+"""Backups of studies, and their way from one database to another."""

@@ -1,0 +1,328 @@
+"""The commands that look into a search and prove its choice: lr-range, confirm, plots and more."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dlnn_search.cli.options import (
+    StorageOption,
+    StudyArgument,
+    StudyOfConfigOption,
+    database_url_of,
+    make_console,
+    open_known,
+    storage_words,
+)
+from dlnn_search.errors import ExitCode, StorageError, UsageError
+
+
+def regions(
+    study: StudyArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Draw it, too, as an HTML page."),
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Show how the space narrowed, stage by stage."""
+    import optuna
+
+    from dlnn_search.errors import StorageError, UsageError
+    from dlnn_search.report.figures import narrowing_figure, narrowing_of, print_narrowing
+    from dlnn_search.storage.database import storage_errors
+    from dlnn_search.storage.studies import find
+
+    if output is not None and output.suffix.lower() != ".html":
+        raise UsageError(
+            f"Expected the name of an HTML page for -o, such as regions.html, got '{output}'."
+        )
+    with open_known("regions", storage) as database:
+        find(database, study)
+        with storage_errors(database.url):
+            optuna_study = optuna.load_study(study_name=study, storage=database.optuna)
+            narrowing = narrowing_of(optuna_study)
+    if not narrowing.trials:
+        print(f"'{study}' has no finished trial yet.")
+        return
+    print_narrowing(make_console(), narrowing)
+    if not narrowing.regions:
+        print(
+            "No stage but the first has begun, or another sampler than coarse-to-fine draws "
+            "the trials: the whole space is open."
+        )
+    if output is not None:
+        try:
+            narrowing_figure(narrowing, f"How the space of {study} narrowed").write_html(
+                output, include_plotlyjs=True
+            )
+        except OSError as error:
+            raise StorageError(f"Cannot write '{output}': {error.strerror or error}.") from error
+        print(f"\nDrawn in {output}")
+
+
+if TYPE_CHECKING:
+    from dlnn_search.commands.confirm import Planned
+    from dlnn_search.results.confirmation import Confirmation
+    from dlnn_search.storage.database import Database
+    from dlnn_search.storage.studies import StoredStudy
+
+
+def lr_range(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|STUDY",
+            help="A config's name or file; or a study's: its best trial, else its space's middle.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.html", help="The picture; numbers beside it as JSON."
+        ),
+    ] = None,
+    low: Annotated[float, typer.Option("--low", help="Rate of the first batch.")] = 1e-5,
+    high: Annotated[float, typer.Option("--high", help="Rate of the last batch.")] = 1.0,
+    batches: Annotated[int, typer.Option("--batches", help="Batches to train.")] = 300,
+    quick: Annotated[bool, typer.Option("--quick", help="A study's small version.")] = False,
+    study: StudyOfConfigOption = None,
+    storage: StorageOption = None,
+    keep: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
+) -> None:
+    """Find the learning rates at which a network learns (range test)."""
+    from dlnn_search.commands.rates import make_test, subject_of, write_sweep
+    from dlnn_search.report.figures import print_sweep, sweep_page
+    from dlnn_search.training.runtime import import_tensorflow
+
+    url = database_url_of(storage)
+    subject = subject_of(config, url, quick=quick, study_file=study)
+    import_tensorflow()
+
+    def told(share: float) -> None:
+        if sys.stderr.isatty():
+            end = "\r" if share < 1 else "\r\x1b[K"
+            print(f"{share:4.0%}", end=end, file=sys.stderr, flush=True)
+
+    sweep = make_test(subject.config, low=low, high=high, n_batches=batches, on_progress=told)
+    if keep:
+        from dlnn_search.commands.rates import keep_measured
+
+        keep_measured(subject.name, url, sweep)
+    print_sweep(make_console(), sweep, f"{subject.words} of {subject.name}")
+    page = output or Path(f"{subject.name}-lr-range.html")
+    if not keep:
+        for path in write_sweep(
+            sweep, subject, sweep_page(sweep, subject.name, subject.words), page
+        ):
+            print(f"Wrote {path}")
+
+
+def confirm(
+    study: StudyArgument,
+    top: Annotated[int, typer.Option("--top", help="How many of the best trials.")] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", help="Fresh seeds for each.")] = 5,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Worker processes; 0: leave it to workers elsewhere.")
+    ] = 1,
+    code: StudyOfConfigOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train the best trials again with fresh seeds; rank them by the mean."""
+    from dlnn_search.commands.confirm import plan_confirmation
+    from dlnn_search.results.confirmation import confirmation_figure
+    from dlnn_search.storage.studies import find
+
+    url = database_url_of(storage)
+    with open_known("confirm", storage) as database:
+        stored = find(database, study)
+        planned = plan_confirmation(database, stored, top=top, seeds=seeds, study_file=code)
+        ended = _train(planned, workers, code, url, storage_words(storage))
+        result = _print_confirmation(database, stored)
+        figure = confirmation_figure(stored, result)
+        names = (stored.name, planned.study.name)
+        _show_in_dashboard(url, [(name, figure, "winners-curse") for name in names])
+        _print_export(stored, result, storage_words(storage))
+    if not ended:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def retune(
+    study: StudyArgument,
+    steps: Annotated[int, typer.Option("--steps", help="Rates to either side.")] = 3,
+    factor: Annotated[float, typer.Option("--factor", help="Between two rates.")] = 2.0,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Worker processes; 0: leave it to workers elsewhere.")
+    ] = 1,
+    code: StudyOfConfigOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train the selected config at learning rates around its own."""
+    from dlnn_search.commands.confirm import plan_retuning
+    from dlnn_search.results.confirmation import print_retuning, retuning
+    from dlnn_search.storage.studies import find
+
+    console, url = make_console(), database_url_of(storage)
+    with open_known("retune", storage) as database:
+        stored = find(database, study)
+        planned = plan_retuning(database, stored, steps=steps, factor=factor, study_file=code)
+        ended = _train(planned, workers, code, url, storage_words(storage))
+        print()
+        print_retuning(console, stored, retuning(database, stored), storage_words(storage))
+    if not ended:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def print_linked(name: str, url: str, where: str) -> None:
+    """Print what a linked study's trainings say of the study that their configs are from.
+
+    Args:
+        name: Of the linked study.
+        url: Of the database.
+        where: The option that names the database, if one was given.
+    """
+    from dlnn_search.results.confirmation import print_retuning, retuning
+    from dlnn_search.storage.database import open_database
+    from dlnn_search.storage.halves import parent_and_kind
+    from dlnn_search.storage.studies import find
+
+    parent, kind = parent_and_kind(name)
+    with open_database(url, create=False) as database:
+        stored = find(database, parent)
+        print()
+        if kind == "confirm":
+            _print_export(stored, _print_confirmation(database, stored), where)
+        else:
+            print_retuning(make_console(), stored, retuning(database, stored), where)
+
+
+def _print_confirmation(database: Database, stored: StoredStudy) -> Confirmation:
+    from dlnn_search.results.confirmation import confirmation, print_confirmation
+
+    result = confirmation(database, stored)
+    assert result is not None  # it was planned
+    print_confirmation(make_console(), stored, result)
+    return result
+
+
+def _print_export(stored: StoredStudy, result: Confirmation, where: str) -> None:
+    if result.winner is not None:
+        print(f"\nExport it: dlnn-search export {stored.name} -o best.json{where}")
+
+
+def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: str) -> bool:
+    """Train a linked study's trials, and return whether that came to its end."""
+    from dlnn_search.commands.start import Wishes, start
+    from dlnn_search.report.live import LiveView
+
+    if n_workers < 0:
+        raise UsageError(f"Expected 0 workers or more, got --workers {n_workers}.")
+    console, name = make_console(), planned.study.name
+    arguments = [name, *(["--study", code] if code else [])]
+    if n_workers == 0:
+        print(
+            f"{planned.n_new} trainings were added to {name}. Any worker takes them:\n"
+            f"  dlnn-search worker {shlex.join(arguments)}{where}"
+        )
+        return True
+    return start(
+        planned.study,
+        arguments,
+        url,
+        Wishes(n_workers=n_workers),
+        view=lambda status: LiveView(console, status),
+        say=lambda message: console.print(message, markup=False, soft_wrap=True),
+    ).by_itself
+
+
+def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> bool:
+    """Put figures beside studies, where this user may write; return whether they are there.
+
+    Args:
+        url: Of the database.
+        figures: Of each its study, itself, and its name there.
+    """
+    from dlnn_search.report.figures import put_into_dashboard
+    from dlnn_search.storage.database import open_database, storage_errors
+
+    try:
+        with open_database(url, create=False) as database, storage_errors(url):
+            for study, figure, figure_id in figures:
+                put_into_dashboard(database, study, figure, figure_id)
+    except StorageError as error:  # someone who may only read has the printed answer
+        print(f"Not put into the dashboard: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def importance(study: StudyArgument, storage: StorageOption = None) -> None:
+    """Show which parameters mattered."""
+    from dlnn_search.results.comparison import importances, print_importances
+    from dlnn_search.storage.studies import find
+
+    with open_known("importance", storage) as database:
+        stored = find(database, study)
+        print_importances(make_console(), stored, importances(database, stored))
+
+
+def compare(
+    studies: Annotated[
+        list[str], typer.Argument(metavar="STUDY...", help="Two studies or more, of one metric.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.html", help="The curves, on the same axes."),
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Compare studies: the best so far at equal budgets."""
+    from dlnn_search.report.figures import page_of, write_page
+    from dlnn_search.results.comparison import compared, comparison_figures, print_comparison
+    from dlnn_search.storage.studies import find
+
+    with open_known("compare", storage) as database:
+        found = compared(database, [find(database, name) for name in studies])
+        print_comparison(make_console(), found)
+        figures = comparison_figures(found)
+    shown = [
+        (
+            one.study.name,
+            figure.__class__(figure).update_layout(title=title),
+            f"comparison-{number}",
+        )
+        for one in found
+        for number, (title, figure) in enumerate(figures)
+    ]
+    is_shown = _show_in_dashboard(database.url, shown)
+    if output is not None:
+        title = " and ".join(one.study.name for one in found)
+        write_page(output, page_of(f"Comparison: {title}", list(figures)))
+        print(f"\nWrote {output}")
+    if is_shown:
+        print("The curves are in the dashboard, on each study's page.")
+
+
+def plots(
+    study: StudyArgument,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE.html|FOLDER", help="One page; or a page a picture."
+        ),
+    ],
+    storage: StorageOption = None,
+) -> None:
+    """Draw a study: history, curves, importance, slices, contours."""
+    from dlnn_search.report.figures import study_figures, write_pages
+    from dlnn_search.storage.studies import find
+
+    with open_known("plots", storage) as database:
+        stored = find(database, study)
+        figures = study_figures(database, stored)
+    for path in write_pages(output, study, figures):
+        print(f"Wrote {path}")

@@ -1,0 +1,342 @@
+"""The use case `start`: make the budget, prepare the data, run the workers, show them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import optuna
+
+from dlnn_search import data
+from dlnn_search.commands.rates import measure
+from dlnn_search.commands.warm_start import WarmStart, warm_start
+from dlnn_search.config import Config
+from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
+from dlnn_search.launch.detached import (
+    LOG_NAME,
+    Background,
+    PidFile,
+    logs_folder,
+    run_in_background,
+)
+from dlnn_search.launch.supervisor import Supervisor
+from dlnn_search.machine import Seat, plan_seats
+from dlnn_search.report.live import LiveView
+from dlnn_search.results.advice import is_bug, mend_words
+from dlnn_search.results.status import StudyStatus, study_status
+from dlnn_search.storage.budget import Budget, budget_use, extend_budget
+from dlnn_search.storage.control import go_on, set_lease_seconds, set_reuse
+from dlnn_search.storage.database import Database, open_database, storage_errors
+from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.studies import StoredStudy, register
+from dlnn_search.storage.workers import dead_workers, looked_after, orphans
+from dlnn_search.study import Study
+from dlnn_search.worker.convergence import converged_words, settle
+from dlnn_search.worker.first_trials import example_config
+from dlnn_search.worker.joining import as_stored, check_pictures
+from dlnn_search.worker.optuna_study import (
+    check_libraries,
+    choose_sampler,
+    open_optuna_study,
+    sampler_of_name,
+    sweep,
+)
+
+MAX_WORKERS = 1_024
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the options of `start` ask for.
+
+    Attributes:
+        n_workers: None: one a GPU, or one. With 0 only the budget and the data are made, for
+            workers that join.
+        gpus: As given to `--gpus`.
+        budget: In all; what it leaves open is as an earlier start made it, and the number of
+            trials at first the study's own. It never shrinks.
+        lease_seconds: A worker that makes no progress for that long loses its trial.
+        reuse: Whether a config that was trained already has that result, or is trained anew.
+        sampler: By name, for all workers; None: what an earlier start chose, else the study's own.
+        timeout_seconds: After it the workers of this start finish their epoch and stop.
+        warm: What to try first.
+        stop_when_converged: For all workers; None: as before, at first the study's own.
+        fresh: Begin anew; the trials so far are kept under another name.
+    """
+
+    n_workers: int | None = None
+    gpus: str | None = None
+    workers_per_gpu: int | None = None
+    budget: Budget = field(default_factory=Budget)
+    lease_seconds: float | None = None
+    reuse: bool | None = None
+    timeout_seconds: float | None = None
+    sampler: str | None = None
+    warm: WarmStart | None = None
+    stop_when_converged: bool | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_workers is not None and not 0 <= self.n_workers <= MAX_WORKERS:
+            raise UsageError(
+                f"Expected 0 to {MAX_WORKERS} workers, got --workers {self.n_workers}."
+            )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended.
+
+    Attributes:
+        by_itself: Not by a signal or its time-out.
+    """
+
+    status: StudyStatus
+    by_itself: bool
+
+
+@dataclass(frozen=True)
+class Detached:
+    """What runs in the background.
+
+    Attributes:
+        already: Whether it ran before.
+    """
+
+    background: Background
+    already: bool
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A study that workers can be started on."""
+
+    database: Database
+    stored: StoredStudy
+    seats: Sequence[Seat]
+    example: Config
+
+    def status(self) -> StudyStatus:
+        return study_status(self.database, self.stored)
+
+
+def start(
+    study: Study,
+    arguments: list[str],
+    url: str,
+    wishes: Wishes,
+    *,
+    view: Callable[[Callable[[], StudyStatus]], LiveView],
+    say: Callable[[str], None],
+    in_background: bool = False,
+) -> Ended:
+    """Search with worker processes on this machine until the budget is used up.
+
+    Args:
+        study: What to search.
+        arguments: The study's name or file and options, as a worker finds it again.
+        url: Of the database.
+        wishes: How much, and with what.
+        view: Makes what shows the search.
+        say: Tells what comes before there is a view.
+        in_background: Whether this is the process that `start_detached` started.
+
+    Raises:
+        DlnnSearchError: If the study, the data, the database or the workers fail.
+    """
+    with _prepared(study, arguments, url, wishes, say) as prepared:
+        database, stored = prepared.database, prepared.stored
+        if not prepared.seats or _is_over(database, stored):
+            return Ended(prepared.status(), by_itself=True)
+        if in_background:
+            logs = logs_folder(database, study.lasting_name)
+            with PidFile(database.files, study.name).held(logs / LOG_NAME):
+                return _run(prepared, arguments, url, wishes, view, ignore_hangup=True)
+        _say_who_else(prepared, say)
+        return _run(prepared, arguments, url, wishes, view, ignore_hangup=False)
+
+
+def start_detached(
+    study: Study,
+    arguments: list[str],
+    options: list[str],
+    url: str,
+    wishes: Wishes,
+    *,
+    say: Callable[[str], None],
+) -> Detached | Ended:
+    """Do the same in the background; what can fail at once fails here, in the foreground.
+
+    Args:
+        study: What to search.
+        arguments: The study's name or file and options, as a worker finds it again.
+        options: Of this start, for the one in the background; the budget is stored here.
+        url: Of the database.
+        wishes: How much, and with what.
+        say: Tells of what goes on meanwhile.
+
+    Returns:
+        What runs; or how it stands, where nothing is left to do.
+
+    Raises:
+        DlnnSearchError: If the study, the data, the database or the background process fails.
+    """
+    with _prepared(study, arguments, url, wishes, say) as prepared:
+        if not prepared.seats or _is_over(prepared.database, prepared.stored):
+            return Ended(prepared.status(), by_itself=True)
+        files = prepared.database.files
+        pid_file = PidFile(files, study.name)
+        running = pid_file.running()
+        if running is not None:
+            return Detached(running, already=True)
+        log = logs_folder(prepared.database, study.lasting_name) / LOG_NAME
+        # Not in the arguments: everybody sees those in a list of processes.
+        environment = {"DLNN_SEARCH_STORAGE": url}
+        command = ["start", *arguments, *options, "--in-background"]
+        return Detached(run_in_background(command, environment, pid_file, log), already=False)
+
+
+def _make_budget(
+    database: Database,
+    stored: StoredStudy,
+    study: Study,
+    wishes: Wishes,
+    say: Callable[[str], None],
+) -> None:
+    budget = wishes.budget
+    if budget.trials is None and not budget_use(database, stored.id).trials:
+        budget = replace(budget, trials=study.trials)
+    for kept in extend_budget(database, stored.id, budget):
+        say(kept)
+    if wishes.lease_seconds is not None:
+        set_lease_seconds(database, stored.id, wishes.lease_seconds)
+    if wishes.reuse is not None:
+        set_reuse(database, stored.id, wishes.reuse)
+    if settle(database, stored, study, wishes.stop_when_converged) is not None:
+        return
+    if go_on(database, stored.id):
+        say(f"{stored.name} was paused or stopped: its workers go on.")
+
+
+def _is_over(database: Database, stored: StoredStudy) -> bool:
+    if budget_use(database, stored.id).exhausted_by is not None:
+        return True
+    return converged_words(database, stored.id) is not None
+
+
+def _begin_warm(
+    study: Study,
+    database: Database,
+    stored: StoredStudy,
+    optuna_study: optuna.Study,
+    wishes: Wishes,
+    example: Config,
+    say: Callable[[str], None],
+) -> None:
+    if wishes.warm is None:
+        return
+    if budget_use(database, stored.id).exhausted_by == "trials":
+        raise UsageError(
+            "All trials are done: nothing is left to begin with what was named. Raise the budget "
+            "with --trials."
+        )
+    for line in warm_start(study, database, stored, optuna_study, wishes.warm, example):
+        say(line)
+
+
+@contextmanager
+def _prepared(
+    study: Study,
+    arguments: list[str],
+    url: str,
+    wishes: Wishes,
+    say: Callable[[str], None],
+) -> Iterator[_Prepared]:
+    check_libraries(study.sampler if wishes.sampler is None else sampler_of_name(wishes.sampler))
+    # What this machine cannot do is told before anything is stored, and so is a broken space.
+    seats = plan_seats(
+        gpus=wishes.gpus,
+        n_workers=wishes.n_workers,
+        workers_per_gpu=wishes.workers_per_gpu,
+        say=say,
+    )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    example = example_config(study)
+    with open_database(url, create=True) as database:
+        begun = study if wishes.fresh else as_stored(study, database)
+        if begun is not study:
+            study, example = begun, example_config(begun)
+        stored = register(
+            database, study.name, study.definition(), file=study.file, fresh=wishes.fresh, say=say
+        )
+        optuna_study = open_optuna_study(study, database)
+        if wishes.sampler is not None:
+            with storage_errors(database.url):
+                choose_sampler(optuna_study, wishes.sampler)
+        slots = Slots(database, stored.id)
+        _make_budget(database, stored, study, wishes, say)
+        for worker in dead_workers(database, stored.id):
+            slots.release_of_dead(worker)
+        with storage_errors(database.url):
+            sweep(optuna_study, slots)
+        _begin_warm(study, database, stored, optuna_study, wishes, example, say)
+        if not _is_over(database, stored):
+            # Before a worker starts: the wait for data is shown here.
+            data.prepare_data(example.data, example.training.curriculum)
+            check_pictures(study, database, stored)
+            measure(study, database, stored, arguments, say)
+        yield _Prepared(database, stored, seats, example)
+        # Workers that had to be killed told nobody what they left.
+        with suppress(DlnnSearchError), storage_errors(database.url):
+            sweep(optuna_study, slots)
+
+
+def _run(
+    prepared: _Prepared,
+    arguments: list[str],
+    url: str,
+    wishes: Wishes,
+    view: Callable[[Callable[[], StudyStatus]], LiveView],
+    *,
+    ignore_hangup: bool,
+) -> Ended:
+    database, stored = prepared.database, prepared.stored
+    live = view(prepared.status)
+    deadline = None
+    if wishes.timeout_seconds is not None:
+        deadline = time.monotonic() + wishes.timeout_seconds
+    supervisor = Supervisor(
+        command=["worker", *arguments],
+        environment={"DLNN_SEARCH_STORAGE": url},
+        seats=prepared.seats,
+        database=database,
+        study_id=stored.id,
+        logs=logs_folder(database, stored.lasting_name),
+        say=live.say,
+        away=live.show_away,
+    )
+    with live:
+        by_itself = supervisor.run(
+            live.refresh,
+            deadline,
+            orphans(database, stored.id),
+            ignore_hangup=ignore_hangup,
+        )
+    status = prepared.status()
+    if is_bug(status):
+        raise StudyError(
+            f"The study '{stored.name}' was stopped: its trials failed by a bug, the last one so:\n"
+            f"{(status.control_reason or '').strip()}\n{mend_words(status)}"
+        )
+    return Ended(status, by_itself)
+
+
+def _say_who_else(prepared: _Prepared, say: Callable[[str], None]) -> None:
+    """Two starts of one study are not forbidden, but should be meant."""
+    for pid, n_workers in looked_after(prepared.database, prepared.stored.id).items():
+        say(
+            f"Process {pid} searches {prepared.stored.name} on this machine already, with "
+            f"{n_workers} workers; the {len(prepared.seats)} of this start come on top."
+        )

@@ -1,0 +1,285 @@
+"""optuna-dashboard on a search's database: who may see it, and where it is served."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import optuna
+import waitress
+from optuna.storages import BaseStorage
+from optuna_dashboard import wsgi
+from werkzeug.test import Client
+from werkzeug.wrappers import Request, Response
+
+from dlnn_search.commands.confirm import check_new_name
+from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate
+from dlnn_search.dashboard.curves import paint
+from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.secret import hidden
+from dlnn_search.storage.database import Database, database_url, open_database
+from dlnn_search.storage.halves import delete_study, lost_words, rename_study
+from dlnn_search.storage.optuna import remembering
+from dlnn_search.storage.studies import StoredStudy, all_studies
+
+VIEWER_STORAGE = "DLNN_SEARCH_VIEWER_STORAGE"
+VIEWER_STORAGE_PASSWORD = "DLNN_SEARCH_VIEWER_STORAGE_PASSWORD"
+
+
+@contextmanager
+def open_sides(storage: str | None, serving: Serving) -> Iterator[tuple[Database | None, Database]]:
+    """Open the database for editors, if there may be any, and for viewers.
+
+    Viewers read through a role of their own where DLNN_SEARCH_VIEWER_STORAGE names one. An
+    address on the command line is for both: the environment's may be of another database.
+    """
+    url = database_url(storage)
+    viewer_url, given = url, os.environ.get(VIEWER_STORAGE)
+    if storage is None and given:
+        viewer_url = database_url(given, VIEWER_STORAGE_PASSWORD)
+    with ExitStack() as opened:
+        editor = None
+        if not serving.read_only:
+            editor = opened.enter_context(open_database(url, create=False))
+        if editor is not None and serving.passwords is None:
+            viewer = editor  # everybody may do everything
+        else:
+            viewer = opened.enter_context(open_database(viewer_url, create=False, read_only=True))
+        yield editor, viewer
+
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+THREADS = 8
+#: What the dashboard sends is a note or a setting; a larger request is a nuisance.
+MAX_REQUEST_BYTES = 4 * 1024**2
+#: What optuna-dashboard asks for to delete, and to rename.
+_DELETED = re.compile(r"DELETE /api/studies/(\d+)")
+_RENAMED = re.compile(r"POST /api/studies/(\d+)/rename")
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances/?")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where and to whom the dashboard is shown.
+
+    Attributes:
+        port: 0 is any free one.
+        passwords: None: whoever reaches a local address may do everything.
+        read_only: Nobody may change anything.
+        behind_proxy: A reverse proxy in front tells the visitor's address and scheme by
+            `X-Forwarded-For` and `X-Forwarded-Proto`.
+    """
+
+    host: str
+    port: int
+    passwords: Passwords | None = None
+    read_only: bool = False
+    behind_proxy: bool = False
+
+
+def check_may_serve(serving: Serving) -> None:
+    """Refuse to show trials to a network without a log-in.
+
+    Raises:
+        UsageError: If the address is not this machine's own and no password is set.
+    """
+    if serving.passwords is not None or is_local(serving.host):
+        return
+    raise UsageError(
+        f"--host {serving.host} can be reached from other machines: expected a log-in, got no "
+        "password. Put one into a file and name it: DLNN_SEARCH_DASHBOARD_PASSWORD_FILE for those "
+        "who may change trials, DLNN_SEARCH_VIEWER_PASSWORD_FILE for those who may only look. "
+        "Or stay at 127.0.0.1 and reach it by 'ssh -L 8080:127.0.0.1:8080 THIS_MACHINE'."
+    )
+
+
+def is_local(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    editor: Database | None, viewer: Database, serving: Serving, ready: Callable[[str], None]
+) -> None:
+    """Serve the dashboard until interrupted.
+
+    Args:
+        editor: What editors see and change, and where the learning curves are painted; None:
+            nothing is written at all.
+        viewer: What viewers see; may be opened read-only, or by a role that can only read.
+        serving: Where, and to whom.
+        ready: Told the address when it answers there.
+
+    Raises:
+        UsageError: If the port cannot be had, or a log-in is missing.
+    """
+    check_may_serve(serving)
+    listener = _listen(serving.host, serving.port)
+    ended = threading.Event()
+    try:
+        sides = Sides(
+            viewer=_application(_remembering(viewer)),
+            editor=None if serving.read_only or editor is None else _editors_side(editor),
+        )
+        known = LOCAL_NAMES | {serving.host} if is_local(serving.host) else None
+        server = waitress.create_server(
+            gate(sides, serving.passwords, known, behind_proxy=serving.behind_proxy),
+            sockets=[listener],
+            threads=THREADS,
+            ident=None,
+            max_request_body_size=MAX_REQUEST_BYTES,
+            # Who calls is told by the socket, or by the one proxy that is known to stand before.
+            clear_untrusted_proxy_headers=not serving.behind_proxy,
+        )
+        if editor is None:
+            _warn_of_lost(viewer)
+        else:
+            threading.Thread(target=paint, args=(editor, ended), daemon=True).start()
+        shown = f"[{serving.host}]" if ":" in serving.host else serving.host
+        ready(f"http://{shown}:{listener.getsockname()[1]}/")
+        server.run()
+    finally:
+        ended.set()
+        listener.close()
+
+
+def _application(storage: BaseStorage) -> WSGIApplication:
+    """Return optuna-dashboard, which divides by the number of a study's parameters.
+
+    A study of given configs has none: the page is told that nothing is important, as it is told
+    of a study without trials, instead of showing an error.
+    """
+    dashboard = wsgi(storage)
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = _IMPORTANCES.fullmatch(environ.get("PATH_INFO", ""))
+        if asked is None or _has_parameters(storage, int(asked[1])):
+            answer: Iterable[bytes] = dashboard(environ, start_response)
+            return answer
+        body = b'{"param_importances": [[]]}'
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response("200 OK", headers)
+        return [body]
+
+    return application
+
+
+def _has_parameters(storage: BaseStorage, study_id: int) -> bool:
+    try:
+        trials = storage.get_all_trials(study_id, deepcopy=False)
+    except KeyError:  # deleted: the dashboard says so
+        return True
+    return any(trial.params for trial in trials)
+
+
+def _editors_side(database: Database) -> WSGIApplication:
+    """Return optuna-dashboard, which deletes and renames studies of ours with both halves."""
+    storage = _remembering(database)
+    theirs = _application(storage)
+    script = files("dlnn_search.dashboard").joinpath("refused.js").read_text("utf-8")
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = f"{environ['REQUEST_METHOD']} {environ.get('PATH_INFO', '').rstrip('/')}"
+        if asked == f"GET {REFUSED_SCRIPT}":
+            return Response(script, mimetype="text/javascript")(environ, start_response)
+        match = _DELETED.fullmatch(asked) or _RENAMED.fullmatch(asked)
+        study = None if match is None else _study_of(database, int(match[1]))
+        if match is None or study is None:
+            return theirs(environ, start_response)
+        try:
+            if match.re is _DELETED:
+                delete_study(database, study.id, study.name, storage)
+                answer = Response(status=204)
+            else:
+                given = Request(environ).get_json(force=True, silent=True)
+                name = str(given.get("study_name") if isinstance(given, dict) else None)
+                check_new_name(database, study, name)
+                rename_study(database, study.id, study.name, name)
+                # As optuna-dashboard itself answers.
+                listed = Client(theirs).get("/api/studies").get_json()["study_summaries"]
+                answer = _told(201, next(one for one in listed if one["study_name"] == name))
+        except DlnnSearchError as error:
+            answer = _told(409, {"reason": hidden(str(error))})
+            answer.headers["X-Refused"] = "1"
+        return answer(environ, start_response)
+
+    return application
+
+
+def _study_of(database: Database, optuna_id: int) -> StoredStudy | None:
+    """Return our half of a study that the dashboard shows; None where it has none."""
+    with suppress(KeyError):
+        name = database.optuna.get_study_name_from_id(optuna_id)
+        for study in all_studies(database):
+            if study.name == name and lost_words(database, study.id, name) is None:
+                return study
+    return None
+
+
+def _told(status: int, content: object) -> Response:
+    return Response(json.dumps(content), status, mimetype="application/json")
+
+
+def _warn_of_lost(database: Database) -> None:
+    for study in all_studies(database):
+        words = lost_words(database, study.id, study.name)
+        if words is not None:
+            log.warning("%s", words)
+
+
+def _remembering(database: Database) -> BaseStorage:
+    """Return Optuna's storage with its memory of finished trials, filled.
+
+    They never change. Without it optuna-dashboard reads all of them again every ten seconds:
+    2,000 trials cost 2.6 s of processor time, of which 0.8 s are left.
+    """
+    storage = remembering(database.optuna)
+    # A name may change, in another process, too.
+    storage.get_study_name_from_id = database.optuna.get_study_name_from_id  # type: ignore[method-assign]
+    for name in optuna.get_all_study_names(storage):
+        with suppress(KeyError):  # deleted meanwhile
+            storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    return storage
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OverflowError:
+        raise UsageError(f"Expected a port from 0 to 65535, got --port {port}.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"Port {port} on {host} is in use, perhaps by another dashboard. "
+                f"Choose another: --port {port + 1 if port < 65_535 else 8080}"
+            ) from error
+        raise UsageError(
+            f"Cannot listen on {host}, port {port}: {error.strerror or error}. "
+            "Choose another with --host or --port."
+        ) from error
+    return listener

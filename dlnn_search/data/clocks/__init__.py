@@ -1,0 +1,1 @@
+"""Pictures of analog clocks: rendered here, or the course's own."""

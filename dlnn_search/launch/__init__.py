@@ -1,0 +1,1 @@
+"""Where worker processes run: a supervisor, in the foreground or detached."""

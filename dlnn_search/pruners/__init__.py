@@ -1,0 +1,1 @@
+"""Pruners for any Optuna study, and when a search has converged."""

@@ -1,0 +1,264 @@
+"""Asynchronous successive halving that knows of tasks which sit at chance before they jump."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from dlnn_search.errors import StudyError
+from dlnn_search.metrics import is_better
+from dlnn_search.samplers.observations import is_duplicate
+
+
+@dataclass(frozen=True, repr=False)
+class Halving:
+    """Asynchronous successive halving: at each rung the best 1/`factor` of the trials go on.
+
+    A clock network sits at chance for several epochs whatever becomes of it later. Where that is
+    so, begin after it (`first_rung`), or judge those alone that have left it (`better_than` with
+    `until`), or judge by the training loss, which falls first (`judge`).
+
+    Attributes:
+        first_rung: Epoch of the first judgement.
+        factor: Each rung's epoch is that many times the one before.
+        better_than: Trials that are not better than that in the study's metric are not judged;
+            `"chance"`: than guessing, by a tenth of the way to perfection.
+        until: Epoch from which on they are judged all the same.
+        judge: `"train_loss"`, to rank by it; None: by what the study optimises.
+
+    Raises:
+        StudyError: If these do not fit.
+
+    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
+    """
+
+    first_rung: int
+    factor: int = 3
+    better_than: float | Literal["chance"] | None = None
+    until: int | None = None
+    judge: Literal["train_loss"] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check_halving(self.first_rung, self.factor, self.better_than is not None, self.until)
+        except ValueError as error:
+            raise StudyError(str(error)) from error
+        if self.better_than not in (None, "chance") and not isinstance(
+            self.better_than, int | float
+        ):
+            raise StudyError(
+                f"Expected better_than=... to be a number or 'chance', got {self.better_than!r}."
+            )
+        if self.judge not in (None, "train_loss"):
+            raise StudyError(f"Expected judge=None or 'train_loss', got {self.judge!r}.")
+
+    def __repr__(self) -> str:
+        """As the definitions of running studies have it: what is default came later."""
+        said: dict[str, object] = {"first_rung": self.first_rung, "factor": self.factor}
+        later = {"better_than": self.better_than, "until": self.until, "judge": self.judge}
+        said |= {name: value for name, value in later.items() if value is not None}
+        return f"Halving({', '.join(f'{name}={value!r}' for name, value in said.items())})"
+
+
+def check_halving(first_rung: int, factor: int, has_threshold: bool, until: int | None) -> None:
+    """Check what a pruner and a study's description of one have in common.
+
+    Raises:
+        ValueError: If rungs cannot be, or trials at chance would never be judged.
+    """
+    if first_rung < 1:
+        raise ValueError(f"Expected a first rung from 1, got first_rung={first_rung}.")
+    if factor < 2:
+        raise ValueError(f"Expected a factor of at least 2, got factor={factor}.")
+    if has_threshold != (until is not None):
+        raise ValueError(
+            "Expected better_than=... and until=... together: without `until` a trial at chance "
+            "would never be judged, without `better_than` it has no meaning."
+        )
+    if until is not None and until < first_rung:
+        raise ValueError(
+            f"Expected `until` at or after the first rung, got until={until} before "
+            f"first_rung={first_rung}."
+        )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The best that a trial had reached by a step.
+
+    Attributes:
+        value: Of what the study optimises.
+        judged: Of what the pruner ranks by; the same, unless it ranks by another metric.
+    """
+
+    value: float
+    judged: float
+
+
+class RungValues(Protocol):
+    """Where a pruner reads what trials had reached."""
+
+    def __call__(self, study: optuna.Study, step: int) -> Mapping[int, Reached]:
+        """Return what each trial that got to `step` had reached by then, by trial number."""
+
+
+def reported_values(study: optuna.Study, step: int) -> Mapping[int, Reached]:
+    """Return the best value that each of Optuna's trials reported up to a step.
+
+    A trial got there if its last report is of that step or a later one. A duplicate, whose reports
+    are another's, is nobody's rival.
+    """
+    better = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
+    found = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.last_step is None or trial.last_step < step or is_duplicate(trial):
+            continue
+        until = [value for at, value in trial.intermediate_values.items() if at <= step]
+        if until:
+            best = better(until)
+            found[trial.number] = Reached(best, best)
+    return found
+
+
+class HalvingPruner(BasePruner):
+    """Lets the best 1/`factor` of the trials pass each rung, without waiting for the others.
+
+    For any Optuna study: give it as `optuna.create_study(pruner=...)`. A trial's value at a rung
+    is the best that it has reported until there. What differs from Optuna's
+    `SuccessiveHalvingPruner`:
+
+    - The first trials at a rung pass for want of rivals, and are judged there again at their next
+      rung, when rivals have come by; a trial must be among the best at all rungs behind it. At
+      later rungs, whose values say more, the best alone of fewer than `factor` passes.
+    - It looks at values *at the rung*, whatever was reported since, so that a decision depends on
+      the curves alone: a resumed trial, asked again, gets the same answer.
+    - A trial that is not `better_than` a value is not judged, since what it shows is luck; from
+      step `until` on it is judged like any other. To the others it is a rival that they beat.
+
+    Args:
+        first_rung: Step of the first judgement, from 1.
+        factor: Each rung's step is that many times the one before; 1/`factor` pass.
+        better_than: Values that are not better say nothing yet; None: all values count.
+        until: The step from which on every value counts; a rung of its own for trials that are
+            not `better_than` by then. Needed with `better_than`, so that nothing goes on at
+            chance forever.
+        values: Where trials' values at a rung are read; Optuna's own reports, unless given.
+        judge_direction: `minimize` or `maximize`, where `values` bring something else to rank by
+            than what the study optimises.
+
+    Raises:
+        ValueError: If the arguments do not fit.
+
+    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, in the
+    stopping variant; the rest is our own.
+    """
+
+    def __init__(
+        self,
+        first_rung: int,
+        factor: int = 3,
+        *,
+        better_than: float | None = None,
+        until: int | None = None,
+        values: RungValues = reported_values,
+        judge_direction: str | None = None,
+    ) -> None:
+        check_halving(first_rung, factor, better_than is not None, until)
+        self._first_rung = first_rung
+        self._factor = factor
+        self._better_than = better_than
+        self._until = until
+        self._values = values
+        self._judge_direction = judge_direction
+
+    def rungs(self, last_step: int) -> list[int]:
+        """Return the steps at which trials are judged, up to `last_step`, in order."""
+        found = set()
+        step = self._first_rung
+        while step <= last_step:
+            found.add(step)
+            step *= self._factor
+        if self._until is not None and self._until <= last_step:
+            found.add(self._until)
+        return sorted(found)
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether the trial, which has just reported, falls behind at a rung."""
+        if trial.last_step is None:
+            return False
+        rungs = self.rungs(trial.last_step)
+        earlier = sorted(trial.intermediate_values)[:-1]
+        if not rungs or (earlier and earlier[-1] >= rungs[-1]):
+            return False  # no rung since its last report
+        if math.isnan(trial.intermediate_values[trial.last_step]):
+            return True
+        return any(self._falls_behind(study, trial.number, rung) for rung in rungs)
+
+    def _falls_behind(self, study: optuna.Study, number: int, rung: int) -> bool:
+        reached = self._values(study, rung)
+        mine = reached.get(number)
+        if mine is None:
+            return False
+        direction = "maximize" if study.direction == StudyDirection.MAXIMIZE else "minimize"
+        at_chance = self._better_than is not None and not is_better(
+            mine.value, self._better_than, direction
+        )
+        if at_chance and self._until is not None and rung < self._until:
+            return False
+        if not at_chance and not self._is_regular(rung):
+            return False  # `until` is a rung for those at chance alone
+        return not _is_among_best(
+            mine.judged,
+            [one.judged for one in reached.values()],
+            self._factor,
+            self._judge_direction or direction,
+            n_least=0 if rung == self._first_rung else 1,
+        )
+
+    def _is_regular(self, rung: int) -> bool:
+        step = self._first_rung
+        while step < rung:
+            step *= self._factor
+        return step == rung
+
+
+def _is_among_best(
+    value: float, rivals: Collection[float], factor: int, direction: str, *, n_least: int
+) -> bool:
+    """Whether a value is among the best 1/`factor` of the rivals, itself one of them.
+
+    Of fewer than `factor` the best `n_least` are; 0: they judge nothing.
+    """
+    n_passing = max(n_least, len(rivals) // factor)
+    if n_passing == 0:
+        return True
+    return sum(is_better(rival, value, direction) for rival in rivals) < n_passing
+
+
+def rungs_of(pruner: BasePruner, epochs: int) -> list[int]:
+    """Return the epochs at which a trial is judged, in order, its last epoch left out.
+
+    A trial in its last epoch is complete, whatever the pruner thinks of it: it has cost all.
+    """
+    return pruner.rungs(epochs - 1) if isinstance(pruner, HalvingPruner) else []
+
+
+def falls_behind(optuna_study: optuna.Study, number: int, rung: int, value: float) -> bool:
+    """Ask a study's pruner about a trial whose curve is stored up to a rung, or further.
+
+    Args:
+        optuna_study: Of which the pruner is.
+        number: Optuna's number of the trial.
+        rung: One of `rungs_of`.
+        value: The trial's metric at that epoch.
+    """
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, intermediate_values={rung: value})
+    trial.number = number
+    return optuna_study.pruner.prune(optuna_study, trial)

@@ -1,0 +1,1 @@
+"""What a search found: reads the database, returns frozen values."""

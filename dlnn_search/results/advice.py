@@ -1,0 +1,266 @@
+"""What is wrong with a search, and what to do about it: facts read, then plain functions."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from dlnn_search.results.status import StudyStatus, best_trials
+from dlnn_search.samplers.regions import Edge, find_edges, n_elites
+from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.schema import slots
+from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.workers import Event
+
+#: Trials of each sort whose learning rates are looked at, the latest.
+N_RATES = 50
+#: Events of before that are over; what is repeated comes again.
+RECENT_SECONDS = 3_600.0
+
+
+def facts_of(
+    database: Database, study: StoredStudy, status: StudyStatus, events: Sequence[Event]
+) -> Facts:
+    """Return what is known of a study that may call for advice.
+
+    Args:
+        database: Read only.
+        study: Of the status.
+        status: As it is now.
+        events: The latest.
+    """
+    recent = [event for event in events if status.use.now - event.at < RECENT_SECONDS]
+    counts: dict[str, int] = {}
+    for event in recent:
+        counts[event.kind] = counts.get(event.kind, 0) + 1
+    diverges = any(failure.kind == "diverged" for failure in status.failures)
+    return Facts(
+        status=status,
+        edges=_edges(database, study, status.counts.get("complete", 0)),
+        diverged_rates=_rates(database, study, slots.c.failure == "diverged") if diverges else (),
+        sound_rates=_rates(database, study, slots.c.outcome == "complete") if diverges else (),
+        event_counts=counts,
+        n_killed=sum("signal 9" in event.words for event in recent),
+    )
+
+
+def _edges(database: Database, study: StoredStudy, n_complete: int) -> list[Edge]:
+    best = []
+    # A study that was deleted in the dashboard has no trials of Optuna's any more.
+    with storage_errors(database.url), suppress(KeyError):
+        storage = database.optuna
+        study_id = storage.get_study_id_from_name(study.name)
+        for trial in best_trials(database, study, n_elites(n_complete)):
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+            if trial_id == trial.trial_id:
+                best.append(storage.get_trial(trial_id))
+    return find_edges(best, n_complete)
+
+
+def _rates(database: Database, study: StoredStudy, which: sa.ColumnElement[bool]) -> list[float]:
+    rate: Any = slots.c.config["training"]["learning_rate"]
+    query = (
+        sa.select(rate.as_float())
+        .where(slots.c.study_id == study.id, which, slots.c.config.is_not(None))
+        .order_by(slots.c.number.desc())
+        .limit(N_RATES)
+    )
+    with database.transaction() as connection:
+        return [value for value in connection.scalars(query) if value is not None]
+
+
+#: Trials that must have ended before a share of them says anything.
+N_FOR_SHARES = 4
+N_FOR_PRUNING = 10
+#: Networks of one space differ several times in speed; beyond that it is the machine.
+SLOW_FACTOR = 8.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What advice is given on.
+
+    Attributes:
+        edges: Parameters whose best value lies at an end of their range.
+        diverged_rates: Learning rates of trials that diverged.
+        sound_rates: Learning rates of trials that did not.
+        event_counts: How often each kind of event is among the latest.
+        n_killed: How many of these tell of a worker that died by signal 9.
+    """
+
+    status: StudyStatus
+    edges: Sequence[Edge] = ()
+    diverged_rates: Sequence[float] = ()
+    sound_rates: Sequence[float] = ()
+    event_counts: dict[str, int] | None = None
+    n_killed: int = 0
+
+
+def advice(facts: Facts) -> list[str]:
+    """Return a sentence for each thing that is wrong, the gravest first."""
+    return [
+        sentence
+        for find in (
+            _no_worker,
+            _troubled,
+            _stopped_by_bug,
+            _fruitless,
+            _killed,
+            _out_of_memory,
+            _diverging,
+            _all_pruned,
+            _started_over,
+            _slow,
+            _on_the_edge,
+        )
+        for sentence in find(facts)
+    ]
+
+
+def _no_worker(facts: Facts) -> Iterator[str]:
+    status = facts.status
+    if status.workers or status.use.exhausted_by is not None or status.control != "run":
+        return
+    n_open = status.budget - status.n_done
+    yield (
+        f"No worker is alive, though {n_open} of {status.budget} trials are left: start some with "
+        f"'dlnn-search start {status.name}', or 'dlnn-search worker {status.name}' on any machine."
+    )
+
+
+def _troubled(facts: Facts) -> Iterator[str]:
+    troubled = [worker for worker in facts.status.workers if worker.state == "troubled"]
+    if not troubled:
+        return
+    message = (troubled[-1].message or "no reason given").strip().splitlines()[0]
+    all_of_them = len(troubled) == len(facts.status.workers)
+    who = (
+        "All workers" if all_of_them else f"{len(troubled)} of {len(facts.status.workers)} workers"
+    )
+    where = ", ".join(sorted({worker.host for worker in troubled}))
+    yield f"{who} have trouble (on {where}) and try again by themselves: {message}"
+
+
+def _stopped_by_bug(facts: Facts) -> Iterator[str]:
+    if is_bug(facts.status):
+        yield f"The study was stopped since its trials failed by a bug. {mend_words(facts.status)}"
+
+
+def _fruitless(facts: Facts) -> Iterator[str]:
+    if facts.status.is_fruitless:
+        yield f"Every trial failed. {mend_words(facts.status)}"
+
+
+def mend_words(status: StudyStatus) -> str:
+    """Return how to go on with a study that fails by its own fault."""
+    last = "".join(
+        f" The last one that failed said: {each.last_reason}" for each in status.failures[:1]
+    )
+    fresh = " with --fresh, since trials of two definitions are not comparable"
+    return (
+        f"Mend the study, check it with 'dlnn-search validate {status.name}', and start it again"
+        f"{fresh if status.has_results else ''}; its trials so far are then kept under another "
+        f"name.{last}"
+    )
+
+
+def is_bug(status: StudyStatus) -> bool:
+    """Whether a bug of the study stopped it: then the traceback is the reason."""
+    return status.control in ("stop", "stop_now") and "Traceback" in (status.control_reason or "")
+
+
+def _killed(facts: Facts) -> Iterator[str]:
+    if facts.n_killed >= 2:
+        yield (
+            f"Workers died by signal 9 {facts.n_killed} times of late: if nobody killed them, the "
+            "system did for want of memory ('dmesg' tells). Start fewer workers, or lower the "
+            "batch size or the networks' size."
+        )
+
+
+def _out_of_memory(facts: Facts) -> Iterator[str]:
+    n = _n_failed(facts, "out_of_memory") + (facts.event_counts or {}).get("out_of_memory", 0)
+    if not n:
+        return
+    on_gpu = any(worker.gpu is not None for worker in facts.status.workers)
+    yield (
+        f"Trials ran out of memory {n} times: lower the upper end of the batch size or of the "
+        f"networks' size, or {'--workers-per-gpu' if on_gpu else '--workers'}."
+    )
+
+
+def _diverging(facts: Facts) -> Iterator[str]:
+    n, n_done = _n_failed(facts, "diverged"), facts.status.n_done
+    if n_done < N_FOR_SHARES or n < 2 or n < n_done / 4:
+        return
+    yield (
+        f"{n} of {n_done} trials diverge: lower the learning rate's upper end"
+        f"{_rates_words(facts.diverged_rates, facts.sound_rates)}."
+    )
+
+
+def _rates_words(diverged: Sequence[float], sound: Sequence[float]) -> str:
+    if not diverged:
+        return ""
+    words = f" (those that diverged had {_range(diverged)}"
+    if sound:
+        words += f"; those that did not, {_range(sound)}"
+    return f"{words})"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+
+
+def _all_pruned(facts: Facts) -> Iterator[str]:
+    status = facts.status
+    n_pruned, n_complete = status.counts.get("pruned", 0), status.counts.get("complete", 0)
+    if n_pruned >= N_FOR_PRUNING and n_pruned >= 19 * n_complete:
+        of = n_pruned + n_complete
+        yield (
+            f"{n_pruned} of {of} trials were pruned: let the pruner judge later or less strictly "
+            "(Halving(first_rung=..., factor=...) in a copy of the study), or it finds nothing "
+            "that learns slowly."
+        )
+
+
+def _started_over(facts: Facts) -> Iterator[str]:
+    n = (facts.event_counts or {}).get("started_over", 0)
+    if n:
+        yield (
+            f"{n} times of late a trial started over, since its checkpoint could not be reached "
+            "from where it went on: let the machines share a folder (DLNN_SEARCH_FILES)."
+        )
+
+
+def _slow(facts: Facts) -> Iterator[str]:
+    speeds = [
+        (worker.images_per_second, worker)
+        for worker in facts.status.workers
+        if worker.state == "training" and worker.images_per_second
+    ]
+    if len(speeds) < 3:
+        return
+    slowest, worker = min(speeds, key=lambda pair: pair[0])
+    usual = statistics.median(speed for speed, _ in speeds)
+    if usual > SLOW_FACTOR * slowest:
+        yield (
+            f"Worker {worker.short_name} on {worker.where} trains {slowest:,.0f} img/s, half of "
+            f"the workers {usual:,.0f} or more: if its network is not that much larger, see what "
+            "else its machine does."
+        )
+
+
+def _on_the_edge(facts: Facts) -> Iterator[str]:
+    for edge in facts.edges:
+        yield edge.words()
+
+
+def _n_failed(facts: Facts, kind: str) -> int:
+    return sum(failure.n for failure in facts.status.failures if failure.kind == kind)

@@ -1,0 +1,1 @@
+"""A worker process and the life of one trial in it."""
