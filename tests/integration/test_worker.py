@@ -496,6 +496,7 @@ def test_choices_of_numpy_serve_a_later_worker_and_a_tuple_in_a_new_branch_is_na
         minimize="loss",
         sampler=RandomSearch(),
         epochs=1,
+        reuse=False,  # there are three configs
         name="choices",
     )
     begun = Begun(sqlite_database, study, n_slots=3)
