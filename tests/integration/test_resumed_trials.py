@@ -90,7 +90,7 @@ WORK = """
 import sys
 sys.path.insert(0, {tests!r})
 from integration.trials_of_a_study import DATA, Searched, study_of
-from dlnn_search.samplers import objective as module
+from dlnn_search.worker import objective as module
 from dlnn_search.storage.database import open_database
 from dlnn_search.training import fit as fit_module
 module._load = lambda *_: DATA
