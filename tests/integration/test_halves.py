@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,10 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sa
+import typer
 
 from dlnn_search.archive.backup import back_up, restore
+from dlnn_search.cli import control as cli
 from dlnn_search.commands.confirm import check_new_name, enqueue
 from dlnn_search.commands.doctor import _database as database_findings
 from dlnn_search.dashboard.curves import FIGURE_ID, paint
@@ -87,6 +91,28 @@ def test_a_deleted_study_leaves_nothing_but_the_ledger(
     assert openings(database) == tested
     assert not (database.files / "checkpoints" / NAME).exists()
     assert (database.files / slot_path("another", 0)).is_file()
+
+
+class Terminal(io.StringIO):
+    """A user who sits at it and types one answer."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_a_study_is_deleted_only_by_who_says_yes(
+    database: Database, stored: StoredStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for answer in ("n", "", "maybe\nno"):
+        monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
+        with pytest.raises(typer.Exit) as left:
+            cli.delete(NAME, storage=database.url)
+        assert left.value.exit_code == 1
+        assert find(database, NAME).id == stored.id
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    cli.delete(NAME, storage=database.url)
+    with pytest.raises(UsageError, match=f"has no study '{NAME}'"):
+        find(database, NAME)
 
 
 def test_a_renamed_study_keeps_trials_checkpoints_and_random_numbers(
