@@ -20,7 +20,7 @@ from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import Shape, foreseen
 from dlnn_search.study import Study, UnstorableError
 from dlnn_search.training.optimizer import make_optimizer
-from dlnn_search.training.precision import with_precision
+from dlnn_search.training.runtime import with_precision
 from dlnn_search.training.step import Steps, augmenter
 from dlnn_search.worker.first_trials import corner_trials, example_config
 

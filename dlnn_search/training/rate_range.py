@@ -16,8 +16,7 @@ from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.training.optimizer import make_optimizer
-from dlnn_search.training.precision import resolve_precision
-from dlnn_search.training.runtime import set_deterministic, set_threads
+from dlnn_search.training.runtime import resolve_precision, set_deterministic, set_threads
 from dlnn_search.training.step import Steps, augmenter, epoch_order
 
 LOW, HIGH, N_BATCHES = 1e-5, 1.0, 300

@@ -236,7 +236,7 @@ class Objective:
         config = self._retrying(ask)
         config = config.model_copy(update={"data": data.resolve(config.data)})
         # Here and not above: the first import of TensorFlow takes seconds.
-        from dlnn_search.training.precision import resolve_precision
+        from dlnn_search.training.runtime import resolve_precision
 
         shape = self._images(config).train.image_shape
         return resolve_precision(config, shape)
