@@ -61,8 +61,7 @@ if TYPE_CHECKING:
         Tpe,
         rate_range,
     )
-    from dlnn_search.study.code import OwnImages
-    from dlnn_search.study.finding import load_study
+    from dlnn_search.study.finding import OwnImages, load_study
 
 __all__ = [
     "Activation",
@@ -119,7 +118,7 @@ def __getattr__(name: str) -> object:
     if name == "CoarseToFine":
         module = "dlnn_search.samplers.coarse_to_fine"
     if name == "OwnImages":
-        module = "dlnn_search.study.code"
+        module = "dlnn_search.study.finding"
     if name == "HalvingPruner":
         module = "dlnn_search.pruners.halving"
     if name == "Converged":

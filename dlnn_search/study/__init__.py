@@ -26,7 +26,7 @@ from dlnn_search.metrics import DIRECTIONS
 from dlnn_search.pruners.convergence import Converged
 from dlnn_search.pruners.halving import Halving as Halving
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
-from dlnn_search.study.code import Builder, Loader, OwnCode, line_of
+from dlnn_search.study.finding import Builder, Loader, OwnCode, line_of
 
 #: No rate is suggested above it: the range test of the report (section 2.5) ends there.
 MAX_RATE = 1.0

@@ -18,8 +18,7 @@ from dlnn_search.storage.studies import (
     parent_of,
 )
 from dlnn_search.study import Study
-from dlnn_search.study.code import register
-from dlnn_search.study.finding import earlier_version
+from dlnn_search.study.finding import earlier_version, register
 from dlnn_search.worker.first_trials import example_config
 
 

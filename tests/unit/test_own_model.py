@@ -14,7 +14,7 @@ from dlnn_search.errors import StudyError
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import foreseen
-from dlnn_search.study.code import OwnCode, OwnImages, register
+from dlnn_search.study.finding import OwnCode, OwnImages, register
 
 layers = keras.layers
 OWN = OwnData(study="mine", n_classes=4)
