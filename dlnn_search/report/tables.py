@@ -300,7 +300,7 @@ def metrics_words(metrics: Mapping[str, float]) -> str:
 
 
 if TYPE_CHECKING:
-    from dlnn_search.commands.validate import Checked
+    from dlnn_search.commands.trying import Checked
 
 MEGABYTE = 1e6
 

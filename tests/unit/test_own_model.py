@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlnn_search.commands.validate import check
+from dlnn_search.commands.trying import check
 from dlnn_search.config import Cnn, Config, Conv, Dense, Mlp, Mnist, OwnData, OwnModel, Training
 from dlnn_search.errors import StudyError
 from dlnn_search.models.build import build
