@@ -110,7 +110,7 @@ def import_data(
     ] = False,
 ) -> None:
     """Copy the course's clock pictures to where data sets are kept."""
-    from dlnn_search.data.clocks.imported import import_clocks
+    from dlnn_search.data.sources import import_clocks
     from dlnn_search.errors import UsageError
 
     if _known(name) != "clocks":
