@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.errors import StorageError
-from dlnn_search.samplers.axes import fits
+from dlnn_search.samplers.observations import fits
 from dlnn_search.storage.optuna import remembering
 
 #: On a study whose trials are still being written; who finds one cut off removes it.
