@@ -24,7 +24,7 @@ from dlnn_search.storage import schema
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, place_of
 from dlnn_search.storage.database import Database, open_database, storage_errors
 from dlnn_search.storage.database.sqlite import connect_to_read
-from dlnn_search.storage.optuna.plain import (
+from dlnn_search.storage.optuna import (
     finish_optuna_study,
     remove_unfinished,
     write_optuna_study,

@@ -23,7 +23,7 @@ from dlnn_search.storage import schema
 from dlnn_search.storage.budget import held_seconds, wall_used
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE
-from dlnn_search.storage.optuna.plain import read_optuna_study
+from dlnn_search.storage.optuna import read_optuna_study
 
 Row = dict[str, Any]
 

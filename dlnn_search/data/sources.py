@@ -1,4 +1,4 @@
-"""Where pictures come from: MNIST's files, downloaded or found, and the course's clocks, imported."""
+"""Where pictures come from: MNIST's files, downloaded or found; the course's clocks, imported."""
 
 from __future__ import annotations
 
