@@ -20,7 +20,7 @@ from dlnn_search.storage.database import open_database
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy, all_studies
 from dlnn_search.study import Study
-from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
+from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP
 
 if TYPE_CHECKING:
     from dlnn_search.commands.start import Detached
