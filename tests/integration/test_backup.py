@@ -18,9 +18,9 @@ from dlnn_search.archive import backup as backup_write
 from dlnn_search.archive.backup import back_up, restore
 from dlnn_search.archive.move import migrate
 from dlnn_search.archive.rows import StudyRows, read_study
-from dlnn_search.cli.storage import backup as backup_command
-from dlnn_search.cli.storage import migrate_from as migrate_command
-from dlnn_search.cli.storage import restore as restore_command
+from dlnn_search.cli.groups import backup as backup_command
+from dlnn_search.cli.groups import migrate_from as migrate_command
+from dlnn_search.cli.groups import restore as restore_command
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import latest_checkpoint, slot_path
 from dlnn_search.storage import schema

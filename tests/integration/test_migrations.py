@@ -17,7 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from optuna.trial import TrialState
 
-from dlnn_search.cli.storage import upgrade
+from dlnn_search.cli.groups import upgrade
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError
 from dlnn_search.results.status import study_status
