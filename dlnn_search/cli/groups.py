@@ -301,7 +301,7 @@ def migrate_from(
     storage: StorageOption = None,
 ) -> None:
     """Move studies here from another database, everything along."""
-    from dlnn_search.archive.move import migrate
+    from dlnn_search.archive.backup import migrate
     from dlnn_search.storage.database import database_url, open_database
 
     url, here = database_url(source), database_url_of(storage)

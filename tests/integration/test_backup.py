@@ -15,8 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.archive import backup as backup_write
-from dlnn_search.archive.backup import back_up, restore
-from dlnn_search.archive.move import migrate
+from dlnn_search.archive.backup import back_up, migrate, restore
 from dlnn_search.archive.rows import StudyRows, read_study
 from dlnn_search.cli.groups import backup as backup_command
 from dlnn_search.cli.groups import migrate_from as migrate_command
@@ -420,7 +419,7 @@ KILLED = """
 import os, sys
 from dlnn_search.storage import backup_write, backup_optuna
 from dlnn_search.storage.database import open_database
-from dlnn_search.archive.move import migrate
+from dlnn_search.archive.backup import migrate
 def die(*_, **__):
     os._exit(9)
 if sys.argv[3] == "rows":
