@@ -11,7 +11,7 @@ from dlnn_search.config import OwnData
 from dlnn_search.data.loading import identity_of
 from dlnn_search.errors import StudyError
 from dlnn_search.metrics import IN_MINUTES
-from dlnn_search.pruners.convergence import CONVERGED, Converged, Outlook, outlook
+from dlnn_search.pruners import CONVERGED, Converged, Outlook, outlook
 from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import best_trials
 from dlnn_search.storage.control import (
