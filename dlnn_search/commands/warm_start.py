@@ -19,7 +19,7 @@ from dlnn_search.config import Config, explain
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.results.status import best_trials
-from dlnn_search.samplers.axes import fits
+from dlnn_search.samplers.observations import fits
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.studies import StoredStudy, find, give_first
 from dlnn_search.study import Study

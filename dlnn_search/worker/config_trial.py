@@ -153,7 +153,7 @@ def _config(held: HeldTrial) -> Config:
     config = held.retrying(ask)
     config = config.model_copy(update={"data": data.resolve(config.data)})
     # Here and not above: the first import of TensorFlow takes seconds.
-    from dlnn_search.training.precision import resolve_precision
+    from dlnn_search.training.runtime import resolve_precision
 
     return resolve_precision(config, _images(held.search, config).train.image_shape)
 

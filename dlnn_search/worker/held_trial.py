@@ -26,7 +26,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from dlnn_search.errors import DlnnSearchError, OutageError
 from dlnn_search.files import slot_path
 from dlnn_search.optuna_version import trial_id_of
-from dlnn_search.pruners.halving import falls_behind, rungs_of
+from dlnn_search.pruners import falls_behind, rungs_of
 from dlnn_search.storage.checkpoints import Standing, place_of, settle_checkpoint, standing_of
 from dlnn_search.storage.control import kept_stop_rule
 from dlnn_search.storage.curves import (

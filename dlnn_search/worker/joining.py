@@ -11,7 +11,7 @@ from dlnn_search.config import OwnData
 from dlnn_search.data.loading import identity_of
 from dlnn_search.errors import StudyError
 from dlnn_search.metrics import IN_MINUTES
-from dlnn_search.pruners.convergence import CONVERGED, Converged, Outlook, outlook
+from dlnn_search.pruners import CONVERGED, Converged, Outlook, outlook
 from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import best_trials
 from dlnn_search.storage.control import (
@@ -35,8 +35,7 @@ from dlnn_search.storage.studies import (
     parent_of,
 )
 from dlnn_search.study import Study
-from dlnn_search.study.code import register
-from dlnn_search.study.finding import earlier_version
+from dlnn_search.study.finding import earlier_version, register
 from dlnn_search.worker.first_trials import example_config
 
 

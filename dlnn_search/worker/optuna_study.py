@@ -19,7 +19,7 @@ from dlnn_search import optuna_version
 from dlnn_search.errors import StorageError, StudyError, UsageError, did_you_mean
 from dlnn_search.metrics import chance_of, direction_of, perfect_of
 from dlnn_search.optuna_version import opened, study_id_of, trial_id_of
-from dlnn_search.pruners.halving import HalvingPruner, RungValues, reported_values
+from dlnn_search.pruners import HalvingPruner, RungValues, reported_values
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
 from dlnn_search.samplers.observations import INFEASIBLE_ATTRIBUTE
 from dlnn_search.storage.curves import StoredRungValues

@@ -135,7 +135,7 @@ def test_quasi_random_slots_share_one_sequence(sqlite_database: Database) -> Non
 
 
 def axis_place(rate: float) -> float:
-    from dlnn_search.samplers.axes import Axis
+    from dlnn_search.samplers.observations import Axis
 
     return Axis("rate", optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)).place(rate)
 
