@@ -17,6 +17,7 @@ from dlnn_search.errors import DlnnSearchError, StorageError, StudyError, UsageE
 from dlnn_search.metrics import loss_sign
 from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import best_trials
+from dlnn_search.storage.curves import trials_of
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.halves import Kind, is_linked_name, linked_name, parent_and_kind
 from dlnn_search.storage.studies import (
@@ -24,7 +25,6 @@ from dlnn_search.storage.studies import (
     add_given,
     all_studies,
     check_not_renamed,
-    first_config,
     linked,
     parent_of,
     register,
@@ -107,9 +107,9 @@ def find_study(name_or_file: str, url: str, *, quick: bool, study_file: str | No
     with open_database(url, create=False) as database:
         for stored in all_studies(database):
             if stored.name == name_or_file and parent_of(database, stored.id) is not None:
-                plain = first_config(database, stored.id)
-                if plain is not None:
-                    example = Config.model_validate(plain)
+                given = trials_of(database, stored, begun=False, limit=1)
+                if given:
+                    example = Config.model_validate(given[0].config)
                     study = _study(
                         stored.name, stored.metric, stored.direction, example, study_file
                     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,6 +17,7 @@ from dlnn_search.errors import DlnnSearchError
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import Shape, foreseen
+from dlnn_search.report.tables import Checked
 from dlnn_search.study import Study, UnstorableError
 from dlnn_search.training.optimizer import make_optimizer
 from dlnn_search.training.precision import with_precision
@@ -33,26 +33,6 @@ BYTES_PER_PARAMETER = 16
 BYTES_PER_VALUE = 8
 #: The first step compiles; of these the fastest counts.
 N_TIMED_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One config of a space that was built and trained for a step.
-
-    Attributes:
-        error: Why it cannot work; None if it does.
-        memory_bytes: An estimate: weights, optimiser, and one batch's activations.
-        trial_seconds: An estimate from one step, for all epochs on this machine, alone on it.
-        is_refused: The space forbids these parameters, by `optuna.TrialPruned`: a search draws
-            others, and nothing was built.
-    """
-
-    params: dict[str, Any]
-    error: str | None
-    n_parameters: int = 0
-    memory_bytes: int = 0
-    trial_seconds: float = 0.0
-    is_refused: bool = False
 
 
 def validate(study: Study) -> Iterator[Checked]:

@@ -25,9 +25,13 @@ from werkzeug.wrappers import Request, Response
 
 from dlnn_search.commands.confirm import check_new_name
 from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate
-from dlnn_search.dashboard.curves import paint
 from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.report.figures import learning_curves, narrowing_figure, put_into_dashboard
+from dlnn_search.results.comparison import narrowing_of
+from dlnn_search.results.status import shown_curves
 from dlnn_search.secret import hidden
+from dlnn_search.storage.budget import budget_use
+from dlnn_search.storage.curves import count_epochs
 from dlnn_search.storage.database import Database, database_url, open_database
 from dlnn_search.storage.halves import delete_study, lost_words, rename_study
 from dlnn_search.storage.optuna import remembering
@@ -68,6 +72,9 @@ MAX_REQUEST_BYTES = 4 * 1024**2
 #: What optuna-dashboard asks for to delete, and to rename.
 _DELETED = re.compile(r"DELETE /api/studies/(\d+)")
 _RENAMED = re.compile(r"POST /api/studies/(\d+)/rename")
+REFRESH_SECONDS = 10.0
+FIGURE_ID = "learning-curves"
+REGIONS_ID = "regions"
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances/?")
@@ -262,6 +269,42 @@ def _remembering(database: Database) -> BaseStorage:
         with suppress(KeyError):  # deleted meanwhile
             storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
     return storage
+
+
+def paint(database: Database, ended: threading.Event) -> None:
+    """Keep every study's figure up to date until it ended: one painter, so none is half-drawn."""
+    painted: dict[int, tuple[int, int, str]] = {}
+    told: set[str] = set()
+    while True:
+        try:
+            for study in all_studies(database):
+                # What changes whenever a curve does; and the title.
+                n_epochs = count_epochs(database, study.id)
+                state = n_epochs, budget_use(database, study.id).settled, study.name
+                if state == painted.get(study.id) or not n_epochs:
+                    continue
+                lost = lost_words(database, study.id, study.name)
+                if lost is None:
+                    # It may be deleted in this very moment: the next round says so.
+                    with suppress(KeyError):
+                        _put_figures(database, study)
+                        painted[study.id] = state
+                elif lost not in told:
+                    told.add(lost)
+                    log.warning("%s", lost)
+        except DlnnSearchError as error:  # the database is away: the next round may find it
+            log.warning("The learning curves could not be drawn: %s", error)
+        if ended.wait(REFRESH_SECONDS):
+            return
+
+
+def _put_figures(database: Database, study: StoredStudy) -> None:
+    drawn = learning_curves(study, shown_curves(database, study))
+    put_into_dashboard(database, study.name, drawn, FIGURE_ID)
+    narrowing = narrowing_of(optuna.load_study(study_name=study.name, storage=database.optuna))
+    if narrowing.regions:
+        drawn = narrowing_figure(narrowing, f"How the space of {study.name} narrowed")
+        put_into_dashboard(database, study.name, drawn, REGIONS_ID)
 
 
 def _listen(host: str, port: int) -> socket.socket:

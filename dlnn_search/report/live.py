@@ -18,9 +18,10 @@ from rich.text import Text
 
 from dlnn_search.errors import StorageError
 from dlnn_search.metrics import duration, metric_name, metric_value
-from dlnn_search.results.status import StudyStatus, WorkerStatus
+from dlnn_search.report.tables import table_of
+from dlnn_search.results.status import StudyStatus
 from dlnn_search.storage.budget import BudgetUse, time_words
-from dlnn_search.storage.workers import Event
+from dlnn_search.storage.workers import Event, WorkerStatus
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
 WIDE_COLUMNS = 96
@@ -232,10 +233,8 @@ def worker_words(worker: WorkerStatus, metric: str) -> str:
 
 def studies_table(statuses: Sequence[StudyStatus]) -> Table:
     """Return one row a study."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("study", "state", "trials", "workers", "best", "pruned", "failed", "left"):
-        left = name in ("study", "state")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    titles = ("study", "state", "trials", "workers", "best", "pruned", "failed", "left")
+    table = table_of(titles, ["study", "state"])
     for status in statuses:
         best = status.best.value if status.best is not None else None
         left_seconds = status.remaining_seconds

@@ -1,15 +1,16 @@
-"""Curves: every metric of every epoch of every trial."""
+"""What trials trained, reached and cost: the rows of their slots, and their curves by epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.metrics import direction_of
+from dlnn_search.metrics import DIRECTIONS, direction_of
 from dlnn_search.pruners.halving import Reached
 from dlnn_search.storage.budget import prolong
 from dlnn_search.storage.database import Database
@@ -17,6 +18,7 @@ from dlnn_search.storage.duplicates import TRAINED_ITSELF
 from dlnn_search.storage.optuna import INSERT
 from dlnn_search.storage.schema import curves as table
 from dlnn_search.storage.schema import events, now, slots, studies
+from dlnn_search.storage.studies import StoredStudy
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,23 @@ def curve_of_slot(database: Database, slot_id: int) -> list[Point]:
         return _points(connection, slot_id)
 
 
+def curves_of(database: Database, slot_ids: Sequence[int]) -> dict[int, list[Point]]:
+    """Return several slots' epochs in order; a slot without any is left out."""
+    query = sa.select(table).where(table.c.slot_id.in_(slot_ids))
+    found: dict[int, list[Point]] = {}
+    with database.transaction() as connection:
+        for row in connection.execute(query.order_by(table.c.slot_id, table.c.epoch)):
+            found.setdefault(row.slot_id, []).append(_point(row))
+    return found
+
+
+def count_epochs(database: Database, study_id: int) -> int:
+    """Return how many epochs are stored of a study's trials."""
+    query = sa.select(sa.func.count()).select_from(table.join(slots))
+    with database.transaction() as connection:
+        return connection.scalar(query.where(slots.c.study_id == study_id)) or 0
+
+
 def _touch(
     connection: Connection, slot_id: int, fence: int, place: str | None, epochs: int | None
 ) -> bool:
@@ -181,7 +200,11 @@ def _points(connection: Connection, slot_id: int) -> list[Point]:
     rows = connection.execute(
         sa.select(table).where(table.c.slot_id == slot_id).order_by(table.c.epoch)
     )
-    return [Point(row.epoch, row.metrics, row.seconds, row.images_per_second) for row in rows]
+    return [_point(row) for row in rows]
+
+
+def _point(row: sa.Row[Any]) -> Point:
+    return Point(row.epoch, row.metrics, row.seconds, row.images_per_second)
 
 
 def _insert_missing(connection: Connection, slot_id: int, points: Sequence[Point]) -> None:
@@ -234,3 +257,195 @@ class StoredRungValues:
 def _best(metric: str) -> sa.ColumnElement[float]:
     best = sa.func.max if direction_of(metric) == "maximize" else sa.func.min
     return best(table.c.metrics[metric].as_float())
+
+
+#: Trials that the time of the next ones is estimated from.
+N_TRIALS_FOR_ESTIMATE = 50
+_UNSETTLED = {"held": "running", "waiting": "waiting", "open": "interrupted"}
+#: Why a slot waits, in words.
+WAITING_WORDS = {
+    "duplicate": "Waits for another trial, which trains the same config just now.",
+    "space": "Waits for another trial: the space brought only configs that are trained already.",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, settled or under way.
+
+    Attributes:
+        number: -1 where a slot's config was given, and nobody has begun it.
+        trial_id: Optuna's.
+        outcome: complete, pruned, failed, running, waiting (for another trial), or interrupted
+            (it goes on at the next start).
+        reason: Why it failed, was pruned, or waits.
+        epochs_done: Of its curve, as `seconds`; where it has another's result, of that one's.
+        reused_from: The slot whose result it has, if it did not train itself.
+    """
+
+    number: int
+    slot_id: int
+    trial_id: int | None
+    is_settled: bool
+    outcome: str
+    value: float | None
+    best_epoch: int | None
+    reason: str | None
+    config: dict[str, Any] | None
+    epochs_done: int
+    seconds: float
+    reused_from: int | None
+
+
+def trials_of(
+    database: Database,
+    study: StoredStudy,
+    *,
+    number: int | None = None,
+    outcome: Literal["complete", "pruned", "failed"] | None = None,
+    failure: str | None = None,
+    order: Literal["number", "latest", "best"] = "number",
+    limit: int | None = None,
+    begun: bool = True,
+) -> list[Trial]:
+    """Return trials of a study.
+
+    Args:
+        database: Where.
+        study: Whose.
+        number: Only this one.
+        outcome: Only those that came to this.
+        failure: Only those that failed by this.
+        order: `best` has those that are not settled first; of equal ones the first counts, as
+            Optuna counts.
+        limit: So many at most; None is all.
+        begun: False returns every slot that has a config, by the slots' numbers.
+    """
+    where = [slots.c.study_id == study.id]
+    where.append(slots.c.trial_number.is_not(None) if begun else slots.c.config.is_not(None))
+    for column, wanted in (
+        (slots.c.trial_number, number),
+        (slots.c.outcome, outcome),
+        (slots.c.failure, failure),
+    ):
+        if wanted is not None:
+            where.append(column == wanted)
+    by: list[sa.ColumnElement[Any]] = [slots.c.trial_number if begun else slots.c.number]
+    if order == "latest":
+        by = [by[0].desc()]
+    elif order == "best":
+        value = slots.c.value.asc() if study.direction == "minimize" else slots.c.value.desc()
+        # Of one outcome all have a value, or none: then an index has them in this order.
+        by = [value, *by] if outcome else [slots.c.state == "done", value.nulls_last(), *by]
+    # The trials first, then their curves: a sum over all curves of the database takes 0.4 s.
+    chosen = sa.select(slots.c.id).where(*where).order_by(*by).limit(limit)
+    spent = (
+        sa.select(
+            table.c.slot_id,
+            sa.func.count().label("epochs_done"),
+            sa.func.sum(table.c.seconds).label("seconds"),
+        )
+        .where(table.c.slot_id.in_(chosen))
+        .group_by(table.c.slot_id)
+        .subquery()
+    )
+    query = (
+        sa.select(slots, spent.c.epochs_done, spent.c.seconds)
+        .outerjoin(spent, spent.c.slot_id == slots.c.id)
+        .where(slots.c.id.in_(chosen))
+        .order_by(*by)
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(query).all()
+    return [
+        Trial(
+            number=-1 if row.trial_number is None else row.trial_number,
+            slot_id=row.id,
+            trial_id=row.trial_id,
+            is_settled=row.state == "done",
+            outcome=row.outcome or _UNSETTLED[row.state],
+            value=row.value,
+            best_epoch=row.best_epoch,
+            reason=row.reason or WAITING_WORDS.get(row.waiting_reason),
+            config=row.config,
+            epochs_done=row.epochs_done or 0,
+            seconds=row.seconds or 0.0,
+            reused_from=row.reused_from,
+        )
+        for row in rows
+    ]
+
+
+def values_of(database: Database, study_id: int) -> Sequence[float]:
+    """Return the values of complete trials by number; another's result says nothing new."""
+    with database.transaction() as connection:
+        return connection.scalars(
+            sa.select(slots.c.value)
+            .where(slots.c.study_id == study_id, slots.c.outcome == "complete", TRAINED_ITSELF)
+            .order_by(slots.c.trial_number)
+        ).all()
+
+
+def is_best_so_far(database: Database, slot_id: int, value: float, metric: str) -> bool:
+    """Whether no complete trial of the slot's study has a better value."""
+    mine, other = slots.alias("mine"), slots.alias("other")
+    minimize = DIRECTIONS[metric] == "minimize"
+    is_better = other.c.value < value if minimize else other.c.value > value
+    query = (
+        sa.select(other.c.id)
+        .join(mine, mine.c.study_id == other.c.study_id)
+        .where(mine.c.id == slot_id, other.c.outcome == "complete", is_better)
+        .limit(1)
+    )
+    with database.transaction() as connection:
+        return connection.scalar(query) is None
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The failed trials of one kind: diverged, out_of_memory, lost, bug."""
+
+    kind: str
+    n: int
+    last_trial: int | None
+    last_reason: str
+
+
+def failures_of(database: Database, study_id: int) -> list[Failures]:
+    """Return each kind of failure, the most frequent first."""
+    kinds = (
+        sa.select(sa.func.count().label("n"), sa.func.max(slots.c.id).label("last"))
+        .where(slots.c.study_id == study_id, slots.c.outcome == "failed")
+        .group_by(slots.c.failure)
+        .subquery()
+    )
+    query = (
+        sa.select(slots.c.failure, slots.c.trial_number, slots.c.reason, kinds.c.n)
+        .join(kinds, kinds.c.last == slots.c.id)
+        .order_by(kinds.c.n.desc())
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(query).all()
+    # Trials of the time before failures were told apart have no kind.
+    return [
+        Failures(row.failure or "other", row.n, row.trial_number, row.reason or "") for row in rows
+    ]
+
+
+def mean_trial_seconds(database: Database, study_id: int) -> float | None:
+    """Return what the last trials took on average; None before the first.
+
+    Of the last only: a view asks each second, and a sum over 1,000,000 epochs takes 0.4 s.
+    """
+    last = (
+        sa.select(slots.c.id)
+        .where(slots.c.study_id == study_id, slots.c.state == "done", TRAINED_ITSELF)
+        .order_by(slots.c.number.desc())
+        .limit(N_TRIALS_FOR_ESTIMATE)
+        .subquery()
+    )
+    n = sa.select(sa.func.count()).select_from(last).scalar_subquery()
+    mean: sa.ColumnElement[Any] = sa.func.sum(table.c.seconds) / n
+    query = sa.select(mean).join(last, last.c.id == table.c.slot_id)
+    with database.transaction() as connection:
+        return connection.scalar(query)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import optuna
@@ -19,6 +20,7 @@ from dlnn_search.files import CHECKPOINTS
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, folders_beside, lasting_name
 from dlnn_search.storage.control import change_control
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.database.sqlite import BUSY_SECONDS, file_of, network_file_system
 from dlnn_search.storage.optuna import rename_within
 from dlnn_search.storage.optuna.plain import (
     finish_optuna_study,
@@ -26,7 +28,16 @@ from dlnn_search.storage.optuna.plain import (
     remove_unfinished,
     write_optuna_study,
 )
-from dlnn_search.storage.schema import artifacts, curves, events, ledger, slots, studies, workers
+from dlnn_search.storage.schema import (
+    artifacts,
+    curves,
+    events,
+    ledger,
+    schema,
+    slots,
+    studies,
+    workers,
+)
 from dlnn_search.storage.workers import insert_event, searching
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
@@ -446,3 +457,82 @@ def _remove_folders(database: Database, family: Rows) -> None:
         if folder not in beside:
             for kind in (CHECKPOINTS, LOGS):
                 shutil.rmtree(database.files / kind / folder, ignore_errors=True)
+
+
+Facts = list[tuple[str, str]]
+
+
+def describe(database: Database) -> Facts:
+    """Return what there is to say of a database, as pairs of what about and words."""
+    with database.transaction() as connection:
+        facts = [("database", database.shown)]
+        file = file_of(database.url)
+        facts += _postgresql(connection) if file is None else _sqlite(connection, file)
+        row = connection.execute(sa.select(schema)).one()
+        facts.append(("our tables", f"version {row.version}, by dlnn-search {row.program}"))
+        facts += _contents(connection)
+        known = connection.execute(sa.select(studies.c.id, studies.c.name)).all()
+    version = database.optuna.get_current_version()
+    facts.insert(-1, ("Optuna's tables", f"{version}, by Optuna {optuna.__version__}"))
+    facts.append(("files", str(database.files)))
+    for row in known:
+        lost = lost_words(database, row.id, row.name)
+        if lost is not None:
+            facts.append(("broken", lost))
+    return facts
+
+
+def _sqlite(connection: sa.Connection, path: Path) -> Facts:
+    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+    version = connection.exec_driver_sql("SELECT sqlite_version()").scalar()
+    size = sum(
+        file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.exists()
+    )
+    facts = [
+        ("server", f"SQLite {version}, journal {mode}, waits {BUSY_SECONDS} s for a writer"),
+        ("size", f"{size / 1e6:,.1f} MB"),
+    ]
+    if (kind := network_file_system(path)) is not None:
+        facts.append(
+            ("warning", f"on a network file system ({kind}), where SQLite's locks do not hold")
+        )
+    return facts
+
+
+def _postgresql(connection: sa.Connection) -> Facts:
+    def ask(query: str) -> str:
+        return str(connection.exec_driver_sql(query).scalar())
+
+    used = ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+    reserved = ask("SHOW superuser_reserved_connections")
+    size = int(ask("SELECT pg_database_size(current_database())"))
+    return [
+        ("server", f"PostgreSQL {ask('SHOW server_version')}"),
+        (
+            "connections",
+            f"{used} in use of {ask('SHOW max_connections')} ({reserved} reserved); "
+            "a worker takes 1, at most 4",
+        ),
+        ("size", f"{size / 1e6:,.1f} MB"),
+    ]
+
+
+def _contents(connection: sa.Connection) -> Facts:
+    def count(table: sa.Table) -> int:
+        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+    done = connection.scalar(
+        sa.select(sa.func.count()).select_from(slots).where(slots.c.state == "done")
+    )
+    kept = connection.scalar(sa.select(sa.func.sum(artifacts.c.size_bytes))) or 0
+    return [
+        (
+            "holds",
+            f"{count(studies):,} studies, {count(slots):,} slots ({done:,} done), "
+            f"{count(curves):,} epochs, {count(ledger):,} openings of test splits",
+        ),
+        (
+            "checkpoints",
+            f"{count(artifacts):,} kept, {int(kept) / 1e6:,.1f} MB",
+        ),
+    ]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import sqlalchemy as sa
-
 from dlnn_search.metrics import IN_MINUTES
 from dlnn_search.pruners.convergence import CONVERGED, Converged, Outlook, outlook
 from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import best_trials
 from dlnn_search.storage.control import go_on, keep_stop_rule, kept_stop_rule, orders, set_control
-from dlnn_search.storage.curves import curve_of_slot
+from dlnn_search.storage.curves import curve_of_slot, values_of
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.duplicates import TRAINED_ITSELF
-from dlnn_search.storage.schema import slots
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.study import Study
 
@@ -78,14 +74,7 @@ def converged_words(database: Database, study_id: int) -> str | None:
 
 def study_outlook(database: Database, stored: StoredStudy, min_trials: int) -> Outlook | None:
     """Return what the study can still be expected to gain; None where that cannot be told yet."""
-    with database.transaction() as connection:
-        values = connection.scalars(
-            sa.select(slots.c.value)
-            .where(slots.c.study_id == stored.id, slots.c.outcome == "complete")
-            # Another's result says nothing new.
-            .where(TRAINED_ITSELF)
-            .order_by(slots.c.trial_number)
-        ).all()
+    values = values_of(database, stored.id)
     if len(values) < min_trials:
         return None
     best = best_trials(database, stored, N_CURVES)

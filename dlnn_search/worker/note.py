@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import cast
 
 import optuna
-import sqlalchemy as sa
 from optuna_dashboard import save_note
 
-from dlnn_search.metrics import DIRECTIONS, metric_name, metric_unit, metric_value
-from dlnn_search.storage.curves import Point, curve_of_slot, note_of_slot
+from dlnn_search.metrics import metric_name, metric_unit, metric_value
+from dlnn_search.storage.curves import Point, curve_of_slot, is_best_so_far, note_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import slots as table
 from dlnn_search.storage.slots import Settled, Slots
 from dlnn_search.storage.studies import all_studies
 from dlnn_search.worker.failures import Kind
@@ -77,21 +75,6 @@ def write_note(
     if points:
         lines += ["", *_table(_thinned(points), metric)]
     save_note(trial, "\n".join(lines))
-
-
-def is_best_so_far(database: Database, slot_id: int, value: float, metric: str) -> bool:
-    """Whether no complete trial of the slot's study has a better value."""
-    mine, other = table.alias("mine"), table.alias("other")
-    minimize = DIRECTIONS[metric] == "minimize"
-    is_better = other.c.value < value if minimize else other.c.value > value
-    query = (
-        sa.select(other.c.id)
-        .join(mine, mine.c.study_id == other.c.study_id)
-        .where(mine.c.id == slot_id, other.c.outcome == "complete", is_better)
-        .limit(1)
-    )
-    with database.transaction() as connection:
-        return connection.scalar(query) is None
 
 
 def _thinned(points: list[Point]) -> list[Point]:
