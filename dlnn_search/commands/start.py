@@ -33,16 +33,15 @@ from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
 from dlnn_search.storage.workers import dead_workers, looked_after, orphans
 from dlnn_search.study import Study
-from dlnn_search.worker.convergence import converged_words, settle
 from dlnn_search.worker.first_trials import example_config
-from dlnn_search.worker.joining import as_stored, check_pictures
+from dlnn_search.worker.joining import as_stored, check_pictures, converged_words, settle
 from dlnn_search.worker.optuna_study import (
     check_libraries,
     choose_sampler,
     open_optuna_study,
     sampler_of_name,
-    sweep,
 )
+from dlnn_search.worker.reports import sweep
 
 MAX_WORKERS = 1_024
 

@@ -24,7 +24,7 @@ from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.study import Study
 from dlnn_search.training.rate_range import Sweep
-from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
+from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 #: Longest reason in a table; the whole one stands in the trial's note.

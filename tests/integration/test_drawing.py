@@ -29,8 +29,8 @@ from dlnn_search.study import (
 )
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch
-from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
 from dlnn_search.worker.interruption import Interruption
+from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP
 
 from .test_worker import Begun, small_data  # noqa: F401
 

@@ -231,7 +231,7 @@ def test_a_worker_that_ignores_sigterm_is_told_again_and_then_killed(
 
 LEAVES = """
 import os, signal, time
-from dlnn_search.commands import supervisor as module
+from dlnn_search.launch import supervisor as module
 
 module.LAST_SECONDS = 0.2
 supervisor = module.Supervisor.__new__(module.Supervisor)
