@@ -32,9 +32,9 @@ from optuna.trial import TrialState
 
 from dlnn_search.metrics import DIRECTIONS, is_better
 from dlnn_search.pruners.halving import HalvingPruner, Reached
-from dlnn_search.storage.curves import Point, curve_of_slot, trials_of
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.studies import all_studies
+from dlnn_search.storage.trials import Point, curve_of_slot, trials_of
 from dlnn_search.study import Halving
 from dlnn_search.study.finding import load_study
 from dlnn_search.worker.optuna_study import threshold

@@ -34,8 +34,8 @@ MAX_FOLDS = 100
 def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     """List a study's trials with their parameters."""
     from dlnn_search.report.tables import print_trials
-    from dlnn_search.storage.curves import trials_of
     from dlnn_search.storage.studies import find
+    from dlnn_search.storage.trials import trials_of
 
     with open_known("trials", storage) as database:
         stored = find(database, study)
@@ -50,8 +50,8 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show a study's best trial: value, parameters, metrics."""
     from dlnn_search.report.tables import print_best
     from dlnn_search.results.status import best_trials
-    from dlnn_search.storage.curves import curve_of_slot
     from dlnn_search.storage.studies import find
+    from dlnn_search.storage.trials import curve_of_slot
 
     with open_known("best", storage) as database:
         stored = find(database, study)

@@ -17,7 +17,6 @@ from dlnn_search.errors import DlnnSearchError, StorageError, StudyError, UsageE
 from dlnn_search.metrics import loss_sign
 from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import best_trials
-from dlnn_search.storage.curves import trials_of
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.halves import Kind, is_linked_name, linked_name, parent_and_kind
 from dlnn_search.storage.studies import (
@@ -32,6 +31,7 @@ from dlnn_search.storage.studies import (
     set_parent,
     short_hash,
 )
+from dlnn_search.storage.trials import trials_of
 from dlnn_search.study import NAME_PATTERN, RandomSearch, Study
 from dlnn_search.study.finding import bring_code, is_built_in, load_study
 from dlnn_search.worker.optuna_study import open_optuna_study

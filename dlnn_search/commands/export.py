@@ -19,10 +19,10 @@ from dlnn_search.results.confirmation import Candidate, Confirmation, confirmati
 from dlnn_search.results.status import best_trials
 from dlnn_search.storage.budget import counts_of
 from dlnn_search.storage.checkpoints import Artifact, artifacts_of, inside, place_of, sha256_of
-from dlnn_search.storage.curves import Trial, trials_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import linked_name
 from dlnn_search.storage.studies import StoredStudy, find, parent_of
+from dlnn_search.storage.trials import Trial, trials_of
 from dlnn_search.study.finding import bring_code
 from dlnn_search.training.checkpoint import OtherCheckpointError
 from dlnn_search.training.fit import best_model

@@ -31,11 +31,11 @@ from dlnn_search.results.comparison import narrowing_of
 from dlnn_search.results.status import shown_curves
 from dlnn_search.secret import hidden
 from dlnn_search.storage.budget import budget_use
-from dlnn_search.storage.curves import count_epochs
 from dlnn_search.storage.database import Database, database_url, open_database
 from dlnn_search.storage.halves import delete_study, lost_words, rename_study
 from dlnn_search.storage.optuna import remembering
 from dlnn_search.storage.studies import StoredStudy, all_studies
+from dlnn_search.storage.trials import count_epochs
 
 VIEWER_STORAGE = "DLNN_SEARCH_VIEWER_STORAGE"
 VIEWER_STORAGE_PASSWORD = "DLNN_SEARCH_VIEWER_STORAGE_PASSWORD"

@@ -31,9 +31,9 @@ from dlnn_search.results.comparison import (
 from dlnn_search.results.confirmation import CONFIDENCE, Candidate, Confirmation, confirmation
 from dlnn_search.results.status import shown_curves
 from dlnn_search.samplers.axes import Numeric
-from dlnn_search.storage.curves import Point, Trial
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import Point, Trial
 from dlnn_search.training.rate_range import Sweep
 
 STYLE = (

@@ -19,9 +19,9 @@ from dlnn_search.results.comparison import Importances, Narrowing, Progress, dif
 from dlnn_search.results.status import StudyStatus
 from dlnn_search.samplers.axes import Numeric
 from dlnn_search.storage.budget import time_words
-from dlnn_search.storage.curves import Point, Trial
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import Point, Trial
 from dlnn_search.study import Study
 from dlnn_search.training.rate_range import Sweep
 from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from dlnn_search.results.status import StudyStatus, best_trials
 from dlnn_search.samplers.regions import Edge, find_edges, n_elites
-from dlnn_search.storage.curves import Trial, trials_of
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import Trial, trials_of
 from dlnn_search.storage.workers import Event
 
 #: Trials of each sort whose learning rates are looked at, the latest.

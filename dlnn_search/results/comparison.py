@@ -21,9 +21,9 @@ from dlnn_search.errors import UsageError
 from dlnn_search.metrics import is_better
 from dlnn_search.samplers.observations import is_duplicate
 from dlnn_search.samplers.regions import Edge, find_edges, stored_regions
-from dlnn_search.storage.curves import trials_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import StoredStudy, all_studies, parent_of
+from dlnn_search.storage.trials import trials_of
 
 
 @dataclass(frozen=True)

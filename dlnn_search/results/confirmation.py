@@ -10,10 +10,10 @@ from typing import Any
 
 from dlnn_search.config.training import is_of
 from dlnn_search.metrics import loss_sign, metric_value
-from dlnn_search.storage.curves import trials_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import is_linked_name
 from dlnn_search.storage.studies import StoredStudy, linked
+from dlnn_search.storage.trials import trials_of
 
 #: The study that a config is from, and the trial there.
 Source = tuple[str, int]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from dlnn_search.errors import StorageError
 from dlnn_search.storage.budget import BudgetUse, budget_use, counts_of
 from dlnn_search.storage.control import orders
-from dlnn_search.storage.curves import (
+from dlnn_search.storage.database import Database, open_database
+from dlnn_search.storage.studies import StoredStudy, all_studies
+from dlnn_search.storage.trials import (
     Failures,
     Point,
     Trial,
@@ -17,8 +19,6 @@ from dlnn_search.storage.curves import (
     mean_trial_seconds,
     trials_of,
 )
-from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.studies import StoredStudy, all_studies
 from dlnn_search.storage.workers import WorkerStatus, present_workers
 
 #: The dashboard loads every figure at each refresh: this many trials, the best ones, are enough.

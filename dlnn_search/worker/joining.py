@@ -20,7 +20,6 @@ from dlnn_search.storage.control import (
     orders,
     set_control,
 )
-from dlnn_search.storage.curves import curve_of_slot, values_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import (
     StoredStudy,
@@ -30,6 +29,7 @@ from dlnn_search.storage.studies import (
     join,
     parent_of,
 )
+from dlnn_search.storage.trials import curve_of_slot, values_of
 from dlnn_search.study import Study
 from dlnn_search.study.code import register
 from dlnn_search.study.finding import earlier_version

@@ -23,11 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 from dlnn_search.metrics import DIRECTIONS, loss_sign, metric_name, metric_unit, metric_value
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
-from dlnn_search.storage.curves import Point, curve_of_slot, is_best_so_far, note_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE
 from dlnn_search.storage.slots import LEASE_SECONDS, Fate, Outcome, Settled, Slots
 from dlnn_search.storage.studies import all_studies
+from dlnn_search.storage.trials import Point, curve_of_slot, is_best_so_far, note_of_slot
 from dlnn_search.worker.optuna_study import put_back, storage_of, take_up
 from dlnn_search.worker.verdict import Verdict
 

@@ -10,10 +10,10 @@ from werkzeug.test import Client
 from dlnn_search.dashboard import _application, _remembering
 from dlnn_search.report.figures import learning_curves
 from dlnn_search.results.status import shown_curves
-from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_points
 
 from .slot_life import DEFINITION, claimed, set_slot
 

@@ -10,7 +10,6 @@ from dlnn_search.report.live import budget_words
 from dlnn_search.results.status import study_status
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import set_control, set_reuse
-from dlnn_search.storage.curves import Point, add_point, curve_of_slot, trials_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import (
     Duplicate,
@@ -22,6 +21,7 @@ from dlnn_search.storage.duplicates import (
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
 from dlnn_search.storage.studies import all_studies, register
+from dlnn_search.storage.trials import Point, add_point, curve_of_slot, trials_of
 from dlnn_search.storage.workers import last_events
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot

@@ -10,7 +10,7 @@ from dlnn_search.results.advice import Facts, advice
 from dlnn_search.results.status import StudyStatus
 from dlnn_search.samplers.regions import Edge
 from dlnn_search.storage.budget import BudgetUse
-from dlnn_search.storage.curves import Failures
+from dlnn_search.storage.trials import Failures
 from dlnn_search.storage.workers import WorkerStatus
 
 
