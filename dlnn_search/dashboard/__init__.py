@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from werkzeug.test import Client
 from werkzeug.wrappers import Request, Response
 
 from dlnn_search.commands.confirm import check_new_name
-from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate
+from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate, told
 from dlnn_search.errors import DlnnSearchError, UsageError
 from dlnn_search.report.figures import learning_curves, narrowing_figure, put_into_dashboard
 from dlnn_search.results.comparison import narrowing_of
@@ -185,10 +184,7 @@ def _application(storage: BaseStorage) -> WSGIApplication:
         if asked is None or _has_parameters(storage, int(asked[1])):
             answer: Iterable[bytes] = dashboard(environ, start_response)
             return answer
-        body = b'{"param_importances": [[]]}'
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response("200 OK", headers)
-        return [body]
+        return told(200, {"param_importances": [[]]})(environ, start_response)
 
     return application
 
@@ -226,9 +222,9 @@ def _editors_side(database: Database) -> WSGIApplication:
                 rename_study(database, study.id, study.name, name)
                 # As optuna-dashboard itself answers.
                 listed = Client(theirs).get("/api/studies").get_json()["study_summaries"]
-                answer = _told(201, next(one for one in listed if one["study_name"] == name))
+                answer = told(201, next(one for one in listed if one["study_name"] == name))
         except DlnnSearchError as error:
-            answer = _told(409, {"reason": hidden(str(error))})
+            answer = told(409, {"reason": hidden(str(error))})
             answer.headers["X-Refused"] = "1"
         return answer(environ, start_response)
 
@@ -243,10 +239,6 @@ def _study_of(database: Database, optuna_id: int) -> StoredStudy | None:
             if study.name == name and lost_words(database, study.id, name) is None:
                 return study
     return None
-
-
-def _told(status: int, content: object) -> Response:
-    return Response(json.dumps(content), status, mimetype="application/json")
 
 
 def _warn_of_lost(database: Database) -> None:

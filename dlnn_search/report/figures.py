@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from html import escape
 from math import log10
@@ -15,7 +14,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
@@ -26,6 +25,7 @@ from dlnn_search.results.comparison import (
     Narrowing,
     Progress,
     ped_anova_share,
+    ped_anova_shares,
     searched_trials,
 )
 from dlnn_search.results.confirmation import CONFIDENCE, Candidate, Confirmation, confirmation
@@ -475,12 +475,5 @@ def _by_importance(searched: optuna.Study) -> list[str]:
     seen = dict.fromkeys(name for trial in searched.trials for name in trial.params)
     if len(searched.trials) < MIN_TRIALS:
         return list(seen)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ranked = get_param_importances(
-            searched,
-            evaluator=PedAnovaImportanceEvaluator(
-                target_quantile=ped_anova_share(len(searched.trials))
-            ),
-        )
+    ranked = ped_anova_shares(searched)
     return [*ranked, *(name for name in seen if name not in ranked)]

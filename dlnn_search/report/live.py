@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -277,7 +278,8 @@ def status_json(
     status: StudyStatus, events: Sequence[Event], advice: Sequence[str]
 ) -> dict[str, Any]:
     """Return one study's status as plain data."""
-    use, best = status.use, status.best
+    best, used = status.best, asdict(status.use)
+    at, deadline = used.pop("now"), used.pop("deadline_at")
     return {
         "format": FORMAT_VERSION,
         "study": status.name,
@@ -286,73 +288,41 @@ def status_json(
         "control_reason": status.control_reason,
         "metric": status.metric,
         "direction": status.direction,
-        "at": _time(use.now),
+        "at": _time(at),
         "seconds_left": status.remaining_seconds,
         "budget": {
-            "trials": use.trials,
-            "settled": use.settled,
-            "held": use.held,
-            "wall_seconds": use.wall_seconds,
-            "wall_used_seconds": use.wall_used_seconds,
-            "worker_seconds": use.worker_seconds,
-            "worker_used_seconds": use.worker_used_seconds,
-            "deadline": _time(use.deadline_at),
-            "exhausted_by": use.exhausted_by,
+            **used,
+            "deadline": _time(deadline),
+            "exhausted_by": status.use.exhausted_by,
         },
         "trials": {
             key: status.counts.get(key, 0)
             for key in ("complete", "pruned", "failed", "held", "waiting", "open")
         },
-        "best": None
-        if best is None
-        else {
+        "best": best
+        and {
             "trial": best.number,
             "value": best.value,
             "epoch": best.best_epoch,
             "epochs": best.epochs_done,
         },
-        "failures": [
-            {
-                "kind": failure.kind,
-                "n": failure.n,
-                "last_trial": failure.last_trial,
-                "last_reason": failure.last_reason,
-            }
-            for failure in status.failures
-        ],
+        "failures": [asdict(failure) for failure in status.failures],
         "workers": [_worker(worker) for worker in status.workers],
         "events": [
-            {
-                "at": _time(event.at),
-                "kind": event.kind,
-                "worker": event.worker,
-                "words": event.words,
-            }
-            for event in events
+            {"at": _time(one.at), "kind": one.kind, "worker": one.worker, "words": one.words}
+            for one in events
         ],
         "advice": list(advice),
     }
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
-    return {
-        "name": worker.name,
-        "host": worker.host,
-        "gpu": worker.gpu,
-        "pid": worker.pid,
-        "state": worker.state,
-        "message": worker.message,
-        "trial": worker.trial_number if worker.state == "training" else None,
-        "epoch": worker.epoch if worker.state == "training" else None,
-        "epochs": worker.epochs if worker.state == "training" else None,
-        "value": worker.value if worker.state == "training" else None,
-        "images_per_second": worker.images_per_second,
-        "lease_age_seconds": worker.lease_age_seconds,
-        "silent_seconds": worker.silent_seconds,
-        "memory_bytes": worker.memory_bytes,
-        "threads": worker.threads,
-        "log": worker.log,
-    }
+    told = asdict(worker)
+    del told["age_seconds"], told["share"]
+    told["trial"] = told.pop("trial_number")
+    if worker.state != "training":
+        told |= dict.fromkeys(("trial", "epoch", "epochs", "value"))
+    return told
 
 
 def _time(at: float | None) -> str | None:

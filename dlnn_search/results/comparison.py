@@ -164,10 +164,7 @@ def importances(database: Database, study: StoredStudy) -> Importances:
             f"Expected at least {MIN_TRIALS} complete trials to tell what mattered, "
             f"'{study.name}' has {n_trials}. Search on with 'dlnn-search start {study.name}'."
         )
-    top_share = ped_anova_share(n_trials)
-    ped = get_param_importances(
-        optuna_study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top_share)
-    )
+    top_share, ped = ped_anova_share(n_trials), ped_anova_shares(optuna_study)
     fanova: dict[str, float] = {}
     has_fanova = importlib.util.find_spec("sklearn") is not None
     if has_fanova:
@@ -179,6 +176,14 @@ def importances(database: Database, study: StoredStudy) -> Importances:
 def ped_anova_share(n_trials: int) -> float:
     """Return which share of the trials counts as the best: a tenth, but five at least."""
     return min(0.5, max(TOP_SHARE, MIN_TOP / n_trials))
+
+
+def ped_anova_shares(searched: optuna.Study) -> dict[str, float]:
+    """Return each parameter's share of what made the best trials, the most important first."""
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=ped_anova_share(len(searched.trials)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_param_importances(searched, evaluator=evaluator)
 
 
 def searched_trials(database: Database, study: StoredStudy) -> optuna.Study:

@@ -83,7 +83,7 @@ def lost_words(database: Database, study_id: int, name: str) -> str | None:
         row = connection.execute(
             sa.select(studies.c.name, studies.c.definition).where(studies.c.id == study_id)
         ).first()
-        last = _begun_slots(connection, study_id, 1)
+        last = begun_slots(connection, study_id, 1)
     if row is None or (row.name != name and name not in row.definition.get(EARLIER_NAMES, ())):
         return f"The study '{name}' was deleted from {database.shown} meanwhile."
     if row.name != name:
@@ -294,7 +294,7 @@ def _moved(database: Database, row: sa.Row[Any], name: str) -> dict[int, int]:
     """
     storage = database.optuna
     with database.transaction() as connection:
-        begun = _begun_slots(connection, row.id, None)
+        begun = begun_slots(connection, row.id, None)
     study, trials, _ = read_optuna_study(storage, row.name)
     assert study is not None
     ids = write_optuna_study(storage, name, study, trials)
@@ -340,7 +340,7 @@ def _fits(database: Database, name: str, rows: Rows) -> bool:
 def _optuna_id(database: Database, row: sa.Row[Any]) -> int | None:
     """Return Optuna's id of the study of our row; None where its trials are not those there."""
     with database.transaction() as connection:
-        last = _begun_slots(connection, row.id, 1)
+        last = begun_slots(connection, row.id, 1)
     if not _fits(database, row.name, last):
         return None
     with suppress(KeyError):
@@ -348,7 +348,7 @@ def _optuna_id(database: Database, row: sa.Row[Any]) -> int | None:
     return None  # it was never begun
 
 
-def _begun_slots(connection: sa.Connection, study_id: int, limit: int | None = None) -> Rows:
+def begun_slots(connection: sa.Connection, study_id: int, limit: int | None = None) -> Rows:
     """Return a study's slots that have a trial, the last one first."""
     query: sa.Select[Any] = (
         sa.select(slots.c.id, slots.c.number, slots.c.trial_id, slots.c.trial_number)
@@ -363,7 +363,7 @@ def _copy_of(database: Database, study_id: int) -> str | None:
     """Return the name of the Optuna study that holds a copy of all of a study's trials."""
     with database.transaction() as connection:
         others = set(connection.scalars(sa.select(studies.c.name).where(studies.c.id != study_id)))
-        rows = _begun_slots(connection, study_id)
+        rows = begun_slots(connection, study_id)
     for name in optuna.get_all_study_names(database.optuna):
         if name not in others and _copied_ids(database, rows, name) is not None:
             return name
@@ -377,7 +377,7 @@ def _copy_named(database: Database, row: sa.Row[Any], name: str) -> dict[int, in
         StudyError: If there are none.
     """
     with database.transaction() as connection:
-        begun = _begun_slots(connection, row.id)
+        begun = begun_slots(connection, row.id)
     with suppress(KeyError):
         ids = _copied_ids(database, begun, name)
         if ids is not None:
@@ -434,7 +434,9 @@ def _check_free(database: Database, row: sa.Row[Any], name: str, *, is_copied: b
     """Check that no other study has a name, or had it."""
     with database.transaction() as connection:
         others = connection.execute(sa.select(studies).where(studies.c.id != row.id)).all()
-    taken = {each for other in others for each in (other.name, *_earlier_names(other))}
+    taken = {
+        each for other in others for each in (other.name, *other.definition.get(EARLIER_NAMES, ()))
+    }
     if not is_copied and name != row.name:
         taken |= {study.study_name for study in database.optuna.get_all_studies()}
     if name in taken:
@@ -442,11 +444,6 @@ def _check_free(database: Database, row: sa.Row[Any], name: str, *, is_copied: b
             f"The name '{name}' is taken: a study in {database.shown} has it, or had it before it "
             "was renamed. Choose another."
         )
-
-
-def _earlier_names(row: sa.Row[Any]) -> Sequence[str]:
-    names: Sequence[str] = row.definition.get(EARLIER_NAMES, ())
-    return names
 
 
 def _remove_folders(database: Database, family: Rows) -> None:

@@ -7,25 +7,26 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StudyError, UsageError, did_you_mean
-from dlnn_search.storage.budget import counts_of, lock_study
+from dlnn_search.storage.budget import counts_of, lock_study, new_slot
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.halves import (
     KINDS,
     Kind,
     archive,
+    begun_slots,
     linked_name,
     lost_words,
     n_optuna_trials,
 )
-from dlnn_search.storage.schema import now, slots, studies
+from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import studies as table
 
 #: Changed lines shown of an edited study; the rest is counted.
@@ -122,16 +123,13 @@ def register(
     stored = find(database, name)
     _check_not_moved(database, stored)
     differences = _differences(stored.definition, definition)
-    has_trials = _has_trials(database, stored.id)
+    with database.transaction() as connection:
+        has_trials = bool(begun_slots(connection, stored.id, 1))
     if differences and not has_trials:
         # A study that has not begun may be mended, for example after its data were not found.
         if stored.earlier_names:
             definition = {**definition, EARLIER_NAMES: stored.earlier_names}
-        with database.transaction() as connection:
-            connection.execute(
-                table.update().where(table.c.id == stored.id).values(definition=definition)
-            )
-        return StoredStudy(stored.id, name, definition)
+        return _redefined(database, stored, definition)
     has_results = has_trials and {"complete", "pruned"} & counts_of(database, stored.id).keys()
     if has_trials and (fresh or (differences and not has_results)):
         kept_as = archive(database, stored.id, name)
@@ -148,13 +146,15 @@ def register(
             "with --storage."
         )
     if file and stored.file != file:  # moved meanwhile, or stored by an older version
-        definition = {**stored.definition, FILE: file}
-        with database.transaction() as connection:
-            connection.execute(
-                table.update().where(table.c.id == stored.id).values(definition=definition)
-            )
-        return StoredStudy(stored.id, name, definition)
+        return _redefined(database, stored, {**stored.definition, FILE: file})
     return stored
+
+
+def _redefined(database: Database, study: StoredStudy, definition: dict[str, Any]) -> StoredStudy:
+    with database.transaction() as connection:
+        mine = table.update().where(table.c.id == study.id)
+        connection.execute(mine.values(definition=definition))
+    return replace(study, definition=definition)
 
 
 def join(database: Database, name: str, definition: dict[str, Any]) -> StoredStudy:
@@ -194,7 +194,7 @@ def check_data(database: Database, stored: StoredStudy, identity: Sequence[str])
         known = None if definition is None else definition.get("pictures")
         if known is not None and _are_same(known, identity):
             return
-        if known is None or not _has_trials_in(connection, stored.id):
+        if known is None or not begun_slots(connection, stored.id, 1):
             connection.execute(
                 table.update()
                 .where(table.c.id == stored.id)
@@ -312,20 +312,6 @@ def _check_not_moved(database: Database, study: StoredStudy) -> None:
         )
 
 
-def _has_trials(database: Database, study_id: int) -> bool:
-    with database.transaction() as connection:
-        return _has_trials_in(connection, study_id)
-
-
-def _has_trials_in(connection: Connection, study_id: int) -> bool:
-    begun = connection.scalar(
-        sa.select(sa.func.count())
-        .select_from(slots)
-        .where(slots.c.study_id == study_id, slots.c.trial_id.is_not(None))
-    )
-    return bool(begun)
-
-
 def is_same(stored: StoredStudy, definition: dict[str, Any]) -> bool:
     """Whether trials of a study and of a stored one are comparable."""
     return not _differences(stored.definition, definition)
@@ -370,13 +356,13 @@ def linked(database: Database, parent: StoredStudy, kind: Kind) -> StoredStudy |
 def set_parent(database: Database, study_id: int, parent: str) -> None:
     """Note whose trials a study trains again."""
     with database.transaction() as connection:
-        connection.execute(studies.update().where(studies.c.id == study_id).values(parent=parent))
+        connection.execute(table.update().where(table.c.id == study_id).values(parent=parent))
 
 
 def parent_of(database: Database, study_id: int) -> str | None:
     """Return whose trials a study trains again; None where it searches by itself."""
     with database.transaction() as connection:
-        return connection.scalar(sa.select(studies.c.parent).where(studies.c.id == study_id))
+        return connection.scalar(sa.select(table.c.parent).where(table.c.id == study_id))
 
 
 def seeds_of(database: Database, study_ids: Sequence[int]) -> list[int]:
@@ -396,12 +382,10 @@ def family_of(database: Database, name: str) -> list[int]:
     """Return a study with all that are linked with it; nothing where it is not known here."""
     with database.transaction() as connection:
         parent = connection.scalar(
-            sa.select(sa.func.coalesce(studies.c.parent, studies.c.name)).where(
-                studies.c.name == name
-            )
+            sa.select(sa.func.coalesce(table.c.parent, table.c.name)).where(table.c.name == name)
         )
-        query = sa.select(studies.c.id).where(
-            sa.or_(studies.c.name == parent, studies.c.parent == parent)
+        query = sa.select(table.c.id).where(
+            sa.or_(table.c.name == parent, table.c.parent == parent)
         )
         return list(connection.scalars(query))
 
@@ -421,16 +405,8 @@ def add_given(
             connection.execute(
                 slots.insert(),
                 [
-                    {
-                        "study_id": study_id,
-                        "number": n_slots + place,
-                        "state": "open",
-                        "fence": 0,
-                        "losses": 0,
-                        "told": 0,
-                        "config": config,
-                    }
-                    for place, config in enumerate(fresh)
+                    {**new_slot(study_id, number), "config": config}
+                    for number, config in enumerate(fresh, start=n_slots)
                 ],
             )
     return len(fresh)

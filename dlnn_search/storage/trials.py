@@ -17,8 +17,9 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import TRAINED_ITSELF
 from dlnn_search.storage.optuna import INSERT
 from dlnn_search.storage.schema import curves as table
-from dlnn_search.storage.schema import events, now, slots, studies
+from dlnn_search.storage.schema import slots, studies
 from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.workers import insert_event
 
 
 @dataclass(frozen=True)
@@ -132,19 +133,9 @@ def _note(
     values: dict[str, object] = {"note": words}
     if not has_checkpoint:
         values |= {"checkpoint_place": None, "checkpoint_epoch": None}
-    study_id = connection.scalar(
-        slots.update().where(slots.c.id == slot_id).values(values).returning(slots.c.study_id)
-    )
-    connection.execute(
-        events.insert().values(
-            study_id=study_id,
-            at=now(),
-            kind="started_over",
-            worker=worker,
-            slot_id=slot_id,
-            words=words,
-        )
-    )
+    mine = slots.update().where(slots.c.id == slot_id)
+    study_id = connection.execute(mine.values(values).returning(slots.c.study_id)).scalar_one()
+    insert_event(connection, study_id, "started_over", words, worker=worker, slot_id=slot_id)
 
 
 def kept_of_slot(database: Database, slot_id: int) -> Kept:
