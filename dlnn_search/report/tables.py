@@ -181,75 +181,54 @@ def print_end(
             its trials is a winner by itself.
     """
     console.print()
-    limit = status.use.exhausted_by
-    reason = status.control_reason or ""
-    if status.n_done < status.budget and status.control == "stop" and reason.startswith(CONVERGED):
-        say(
-            console,
-            f"{reason}\n{status.n_done} of {status.budget} trials are done, "
-            f"{status.budget - status.n_done} were not needed. Search on all the same with:\n"
-            f"  {again} --no-stop-when-converged{storage}",
+    limit, reason = status.use.exhausted_by, status.control_reason or ""
+    done = f"{status.n_done} of {status.budget} trials"
+    if status.n_done >= status.budget:
+        kinds = (f"{status.counts.get(key, 0)} {key}" for key in ("complete", "pruned", "failed"))
+        words = f"All {status.budget} trials of {status.name} are done: {', '.join(kinds)}."
+        if not (is_linked or status.is_fruitless):
+            words += f" More: {again} --trials {2 * status.budget}{storage}"
+    elif status.control == "stop" and reason.startswith(CONVERGED):
+        words = (
+            f"{reason}\n{done} are done, {status.budget - status.n_done} were not needed. "
+            f"Search on all the same with:\n  {again} --no-stop-when-converged{storage}"
         )
-    elif status.n_done < status.budget and reason in (USED_UP, REFUSES_ALL):
-        say(
-            console,
-            f"{reason}\n{status.n_done} of {status.budget} trials are done; the rest of the budget "
-            "is untouched.",
-        )
-    elif status.n_done < status.budget and limit is not None:
+    elif reason in (USED_UP, REFUSES_ALL):
+        words = f"{reason}\n{done} are done; the rest of the budget is untouched."
+    elif limit is not None:
         option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)
-        say(
-            console,
+        words = (
             f"The budget is {status.use.exhausted}; what was begun is kept. Extend it:\n"
-            f"  {again} {option or '--deadline'} ...{storage}",
+            f"  {again} {option or '--deadline'} ...{storage}"
         )
-    elif status.n_done < status.budget:
-        say(
-            console,
-            f"Stopped after {status.n_done} of {status.budget} trials; what was begun is kept. "
-            f"Go on with:\n  {again}{storage}",
-        )
-        if status.control != "run" and status.control_reason:
-            say(console, f"Asked for by {status.control_reason}")
     else:
-        say(
-            console,
-            f"All {status.budget} trials of {status.name} are done: "
-            + ", ".join(
-                f"{status.counts.get(key, 0)} {key}" for key in ("complete", "pruned", "failed")
-            )
-            + (
-                "."
-                if is_linked or status.is_fruitless
-                else f". More: {again} --trials {2 * status.budget}{storage}"
-            ),
-        )
-    if status.best is None or status.best.value is None:
+        words = f"Stopped after {done}; what was begun is kept. Go on with:\n  {again}{storage}"
+        if status.control != "run" and reason:
+            words += f"\nAsked for by {reason}"
+    say(console, words)
+    best = status.best
+    if best is None or best.value is None:
         if status.n_done:
-            say(
-                console,
-                f"No trial came to its end. See why: dlnn-search trials {status.name}{storage}",
-            )
+            look = f"dlnn-search trials {status.name}{storage}"
+            say(console, f"No trial came to its end. See why: {look}")
         if status.is_fruitless:
             say(console, f"{mend_words(status)}\n  {again} --fresh{storage}")
-        return
-    if is_linked:
-        return
-    say(
-        console,
-        f"Best: trial {status.best.number}, {metric_name(status.metric)} "
-        f"{metric_value(status.metric, status.best.value)} on validation, "
-        f"epoch {status.best.best_epoch} of {status.best.epochs_done}",
-        style="bold green",
-    )
-    say(
-        console,
-        "Next:\n"
-        f"  dlnn-search trials {status.name}{storage}\n"
-        f"  dlnn-search dashboard{storage}\n"
-        f"  dlnn-search export {status.name} -o best.json{storage}\n"
-        f"  dlnn-search evaluate best.json{code}{storage}",
-    )
+    elif not is_linked:
+        say(
+            console,
+            f"Best: trial {best.number}, {metric_name(status.metric)} "
+            f"{metric_value(status.metric, best.value)} on validation, "
+            f"epoch {best.best_epoch} of {best.epochs_done}",
+            style="bold green",
+        )
+        say(
+            console,
+            "Next:\n"
+            f"  dlnn-search trials {status.name}{storage}\n"
+            f"  dlnn-search dashboard{storage}\n"
+            f"  dlnn-search export {status.name} -o best.json{storage}\n"
+            f"  dlnn-search evaluate best.json{code}{storage}",
+        )
 
 
 def print_detached(

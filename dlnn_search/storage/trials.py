@@ -316,7 +316,7 @@ def trials_of(
     where.append(slots.c.trial_number.is_not(None) if begun else slots.c.config.is_not(None))
     for column, wanted in (
         (slots.c.trial_number, number),
-        (slots.c.outcome, outcome),
+        (slots.c.outcome, "failed" if failure else outcome),  # which an index has
         (slots.c.failure, failure),
     ):
         if wanted is not None:
