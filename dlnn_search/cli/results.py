@@ -34,12 +34,12 @@ MAX_FOLDS = 100
 def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     """List a study's trials with their parameters."""
     from dlnn_search.report.tables import print_trials
-    from dlnn_search.results.status import all_trials
     from dlnn_search.storage.studies import find
+    from dlnn_search.storage.trials import trials_of
 
     with open_known("trials", storage) as database:
         stored = find(database, study)
-        rows = all_trials(database, stored)
+        rows = trials_of(database, stored)
         if not rows:
             print(f"'{study}' has no trial yet.")
             return
@@ -50,8 +50,8 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show a study's best trial: value, parameters, metrics."""
     from dlnn_search.report.tables import print_best
     from dlnn_search.results.status import best_trials
-    from dlnn_search.storage.curves import curve_of_slot
     from dlnn_search.storage.studies import find
+    from dlnn_search.storage.trials import curve_of_slot
 
     with open_known("best", storage) as database:
         stored = find(database, study)
@@ -146,8 +146,10 @@ def evaluate(
     """Train a config anew, and test it once, on record."""
     import os
 
+    from dlnn_search.config import title_of
     from dlnn_search.machine import usable_cores, worker_environment
     from dlnn_search.storage.database import open_database
+    from dlnn_search.storage.ledger import openings
     from dlnn_search.study.finding import bring_code
     from dlnn_search.study.named_configs import find_config
     from dlnn_search.training.runtime import import_tensorflow
@@ -169,7 +171,8 @@ def evaluate(
         )
         with progress(read, planned.seeds) as on_epoch:
             tested = run(planned, database, on_epoch=on_epoch)
-        print_evaluation(make_console(), read, tested, planned.output, database)
+        n_openings = sum(one.data == title_of(read.data) for one in openings(database))
+        print_evaluation(make_console(), read, tested, planned.output, n_openings)
 
 
 def crossvalidate(

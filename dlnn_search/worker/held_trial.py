@@ -29,18 +29,18 @@ from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.pruners import falls_behind, rungs_of
 from dlnn_search.storage.checkpoints import Standing, place_of, settle_checkpoint, standing_of
 from dlnn_search.storage.control import kept_stop_rule
-from dlnn_search.storage.curves import (
+from dlnn_search.storage.database import Database, UndoneError, storage_errors
+from dlnn_search.storage.database.outages import MAX_PAUSE_SECONDS, pause_seconds
+from dlnn_search.storage.duplicates import settle_like
+from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Outcome, Slot, Slots
+from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import (
     Point,
     add_points,
     curve_of_slot,
     kept_of_slot,
     replace_curve,
 )
-from dlnn_search.storage.database import Database, UndoneError, storage_errors
-from dlnn_search.storage.database.outages import MAX_PAUSE_SECONDS, pause_seconds
-from dlnn_search.storage.duplicates import settle_like
-from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Outcome, Slot, Slots
-from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.workers import Presence, add_event
 from dlnn_search.study import Sampler, Study
 from dlnn_search.worker.interruption import Interruption

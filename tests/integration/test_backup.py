@@ -25,11 +25,11 @@ from dlnn_search.files import latest_checkpoint, slot_path
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.checkpoints import artifacts_of, place_of, sha256_of
-from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.ledger import openings
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import curve_of_slot
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
 from .whole_study import STATES, a_study, checkpoint, fill, notes, optuna_trials

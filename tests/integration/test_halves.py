@@ -19,17 +19,17 @@ from dlnn_search.archive.backup import back_up, restore
 from dlnn_search.cli import control as cli
 from dlnn_search.commands.confirm import check_new_name, enqueue
 from dlnn_search.commands.doctor import _database as database_findings
-from dlnn_search.dashboard.curves import FIGURE_ID, paint
+from dlnn_search.dashboard import FIGURE_ID, paint
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import slot_path
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
 from dlnn_search.storage import schema
 from dlnn_search.storage.checkpoints import find_orphans
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.halves import check_idle, delete_study, lost_words, rename_study
+from dlnn_search.storage.halves import check_idle, delete_study, describe, lost_words, rename_study
 from dlnn_search.storage.ledger import openings
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.studies import StoredStudy, describe, find, linked, look_up, register
+from dlnn_search.storage.studies import StoredStudy, find, linked, look_up, register
 from dlnn_search.storage.workers import Presence
 from dlnn_search.study import RandomSearch, Sampler, Study, Tpe
 from dlnn_search.study.finding import built_in_studies

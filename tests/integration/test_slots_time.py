@@ -9,11 +9,11 @@ import pytest
 
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import set_control
-from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots, settle_held
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_point
 
 from .slot_life import (
     DEFINITION,

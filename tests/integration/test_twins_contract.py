@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from dlnn_search.report.live import budget_words
-from dlnn_search.results.status import all_trials, study_status
+from dlnn_search.results.status import study_status
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import set_control, set_reuse
-from dlnn_search.storage.curves import Point, add_point, curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import (
     Duplicate,
@@ -22,6 +21,7 @@ from dlnn_search.storage.duplicates import (
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
 from dlnn_search.storage.studies import all_studies, register
+from dlnn_search.storage.trials import Point, add_point, curve_of_slot, trials_of
 from dlnn_search.storage.workers import last_events
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot
@@ -187,7 +187,7 @@ def test_a_slot_that_waits_is_neither_done_nor_held_and_is_said(
     status = study_status(database, stored)
     assert (status.counts["held"], status.counts["waiting"], status.budget) == (1, 1, 4)
     assert "1 waiting for another trial" in budget_words(status)
-    waiting = all_trials(database, stored)[1]
+    waiting = trials_of(database, stored)[1]
     assert (waiting.outcome, waiting.reason) == (
         "waiting",
         "Waits for another trial, which trains the same config just now.",
