@@ -35,8 +35,7 @@ from benchmarks.overhead_study import make_study as make_ours
 from dlnn_search.results.status import study_status
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.studies import find
-from dlnn_search.worker.note import MAX_NOTED
-from dlnn_search.worker.outbox import epochs_to_report
+from dlnn_search.worker.reports import MAX_NOTED, epochs_to_report
 
 N_TURNS = 5
 SPACE: dict[str, Any] = {

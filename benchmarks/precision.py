@@ -21,7 +21,7 @@ import tensorflow as tf
 from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.study.named_configs import NAMED
 from dlnn_search.training.fit import fit
-from dlnn_search.training.precision import with_precision
+from dlnn_search.training.runtime import with_precision
 
 KEPT = Path(__file__).parents[1] / "dlnn_search" / "training" / "precision_measured.json"
 #: Config, images to train on, epochs: short, for a loss of accuracy shows early.

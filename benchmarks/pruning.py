@@ -31,7 +31,7 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from dlnn_search.metrics import DIRECTIONS, is_better
-from dlnn_search.pruners.halving import HalvingPruner, Reached
+from dlnn_search.pruners import HalvingPruner, Reached
 from dlnn_search.results.status import all_trials
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import open_database

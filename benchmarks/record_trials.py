@@ -66,7 +66,7 @@ def drawn(number: int) -> tuple[Config, dict[str, Any]]:
 
 def record(path: Path, n_trials: int, part: int, n_parts: int) -> None:
     from dlnn_search.training.fit import fit
-    from dlnn_search.training.precision import with_precision
+    from dlnn_search.training.runtime import with_precision
 
     lines = path.read_text().splitlines() if path.exists() else []
     done = {json.loads(line)["number"] for line in lines}

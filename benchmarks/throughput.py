@@ -33,7 +33,7 @@ from dlnn_search.config import Config, Conv, Dense, Dropout, Mlp, OwnModel, Pool
 from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.study.named_configs import NAMED
 from dlnn_search.training.fit import Decision, Epoch, fit
-from dlnn_search.training.precision import resolve_precision, with_precision
+from dlnn_search.training.runtime import resolve_precision, with_precision
 
 CONFIGS = {"mlp": "mnist_mlp", "cnn": "mnist_cnn", "clock": "report_clock"}
 N_BATCHES = {"mlp": 320, "cnn": 40, "clock": 40}

@@ -46,8 +46,7 @@ if TYPE_CHECKING:
         TwoSoftmax,
         read_config,
     )
-    from dlnn_search.pruners.convergence import Converged
-    from dlnn_search.pruners.halving import HalvingPruner
+    from dlnn_search.pruners import Converged, HalvingPruner
     from dlnn_search.samplers.coarse_to_fine import CoarseToFine
     from dlnn_search.study import (
         CmaEs,
@@ -61,8 +60,7 @@ if TYPE_CHECKING:
         Tpe,
         rate_range,
     )
-    from dlnn_search.study.code import OwnImages
-    from dlnn_search.study.finding import load_study
+    from dlnn_search.study.finding import OwnImages, load_study
 
 __all__ = [
     "Activation",
@@ -109,23 +107,18 @@ __all__ = [
     "read_config",
 ]
 
-_OF_STUDY = {"CmaEs", "Gp", "Halving", "Qmc", "Quick", "RandomSearch", "Study", "Tpe"}
+_OF_STUDY = "CmaEs Gp Halving Qmc Quick RandomSearch RangeTest Study Tpe rate_range"
+#: Where a name is; any other is in `config`.
+_PLACES = {
+    **dict.fromkeys(_OF_STUDY.split(), "study"),
+    **dict.fromkeys(("OwnImages", "load_study"), "study.finding"),
+    **dict.fromkeys(("Converged", "HalvingPruner"), "pruners"),
+    "CoarseToFine": "samplers.coarse_to_fine",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'dlnn_search' has no attribute '{name}'")
-    module = "dlnn_search.study" if name in _OF_STUDY else "dlnn_search.config"
-    if name == "CoarseToFine":
-        module = "dlnn_search.samplers.coarse_to_fine"
-    if name == "OwnImages":
-        module = "dlnn_search.study.code"
-    if name == "HalvingPruner":
-        module = "dlnn_search.pruners.halving"
-    if name == "Converged":
-        module = "dlnn_search.pruners.convergence"
-    if name in ("RangeTest", "rate_range"):
-        module = "dlnn_search.study"
-    if name == "load_study":
-        module = "dlnn_search.study.finding"
-    return getattr(importlib.import_module(module), name)
+    place = f"dlnn_search.{_PLACES.get(name, 'config')}"
+    return getattr(importlib.import_module(place), name)

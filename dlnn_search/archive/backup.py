@@ -1,253 +1,34 @@
-"""`storage backup` and `storage restore`: studies into one file, and back into any database."""
+"""`storage backup`, `restore` and `migrate-from`: studies into a file, back, and elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import sqlite3
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import make_url
 
 from dlnn_search.archive.file import BackupReader, BackupWriter
-from dlnn_search.archive.rows import SLOT_REFERENCES, TABLES, Row, StudyRows, check_row, read_study
+from dlnn_search.archive.rows import (
+    StudyRows,
+    add_openings,
+    check_names,
+    read_all,
+    write_studies,
+)
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.files import generations, latest_checkpoint, slot_path, written_whole
 from dlnn_search.storage import schema
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, place_of
-from dlnn_search.storage.database import Database, open_database, storage_errors
-from dlnn_search.storage.database.sqlite import connect_to_read
-from dlnn_search.storage.optuna.plain import (
-    finish_optuna_study,
-    remove_unfinished,
-    write_optuna_study,
-)
-
-
-@contextmanager
-def snapshot(database: Database) -> Iterator[tuple[Database, Connection]]:
-    """Yield a database that no longer changes, and a connection in it; for reading only."""
-    if database.engine.dialect.name == "sqlite":
-        with _copy_of_file(database) as copy, copy.transaction() as connection:
-            yield copy, connection
-        return
-    with storage_errors(database.url), _same_view(database) as pair:
-        yield pair
-
-
-@contextmanager
-def _copy_of_file(database: Database) -> Iterator[Database]:
-    with tempfile.TemporaryDirectory(prefix="dlnn-search-") as folder:
-        path = Path(folder) / "copy.db"
-        with (
-            storage_errors(database.url),
-            closing(connect_to_read(database.url)) as source,
-            closing(sqlite3.connect(path)) as target,
-        ):
-            source.backup(target)  # in one step: writers wait for none of it in WAL mode
-        with open_database(f"sqlite:///{path}", create=False) as copy:
-            yield copy
-
-
-@contextmanager
-def _same_view(database: Database) -> Iterator[tuple[Database, Connection]]:
-    """PostgreSQL lends a transaction's view to other transactions, Optuna's among them."""
-    with open_database(database.url, create=False, read_only=database.read_only) as reading:
-        isolated = reading.engine.execution_options(isolation_level="REPEATABLE READ")
-        with isolated.connect() as connection:
-            name = connection.execute(sa.select(sa.func.pg_export_snapshot())).scalar_one()
-
-            @sa.event.listens_for(reading.engine, "begin")
-            def take_view(other: Connection) -> None:
-                other.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                other.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{name}'")
-
-            yield reading, connection
-
-
-#: Rows that one statement inserts.
-ROWS_AT_ONCE = 1_000
-
-
-def check_names(database: Database, names: Sequence[str]) -> None:
-    """Check that these names are free, in our tables (earlier names, too) and in Optuna's.
-
-    Raises:
-        UsageError: If one is taken.
-    """
-    with database.transaction() as connection:
-        ours: set[str] = set()
-        for row in connection.execute(sa.select(schema.studies)):
-            ours |= {row.name, *row.definition.get(EARLIER_NAMES, ())}
-    with storage_errors(database.url):
-        for name in names:
-            theirs = remove_unfinished(database.optuna, name) if name not in ours else True
-            if theirs:
-                raise UsageError(
-                    f"The database {database.shown} has a study '{name}' already; nothing was "
-                    "changed. Give the copy another name with --as, or name another database with "
-                    "--storage."
-                )
-
-
-def write_studies(database: Database, copies: Sequence[StudyRows], place: str) -> None:
-    """Write studies, read them again, and compare; in case of any failure leave nothing behind.
-
-    Optuna commits each of its trials, so its studies come first, marked as unfinished; one
-    transaction for all of our rows then decides. A kill before it leaves studies that nobody
-    knows of, which the next attempt removes.
-
-    Args:
-        place: Which files folder their checkpoints lie in now.
-
-    Raises:
-        UsageError: If a name is taken.
-        StorageError: If the database fails, or does not return what was written.
-    """
-    check_names(database, [name for copy in copies for name in copy.names])
-    try:
-        with storage_errors(database.url):
-            ids = {
-                copy.name: write_optuna_study(
-                    database.optuna, copy.name, copy.optuna_study, copy.trials
-                )
-                for copy in copies
-                if copy.optuna_study is not None
-            }
-        with database.transaction() as connection:
-            for copy in copies:
-                _write_rows(connection, copy, ids.get(copy.name, {}), place)
-            for copy in copies:
-                _compare(copy, read_study(connection, database.optuna, copy.name))
-    except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
-            for copy in copies:
-                remove_unfinished(database.optuna, copy.name)
-        raise
-    with storage_errors(database.url):
-        for name in ids:
-            finish_optuna_study(database.optuna, name)
-
-
-def _write_rows(
-    connection: Connection, copy: StudyRows, trial_ids: Mapping[int, int], place: str
-) -> None:
-    study_id = connection.execute(
-        schema.studies.insert().values(**copy.study).returning(schema.studies.c.id)
-    ).scalar_one()
-    slots = [_slot(row, study_id, trial_ids, place) for row in copy.rows["slots"]]
-    _insert(connection, schema.slots, slots)
-    numbered = sa.select(schema.slots.c.number, schema.slots.c.id).where(
-        schema.slots.c.study_id == study_id
-    )
-    slot_ids = {row.number: row.id for row in connection.execute(numbered)}
-    for row in copy.rows["slots"]:
-        references = {key: slot_ids[row[key]] for key in SLOT_REFERENCES if key in row}
-        if references:
-            connection.execute(
-                schema.slots.update()
-                .where(schema.slots.c.id == slot_ids[row["number"]])
-                .values(**references)
-            )
-    for name in ("curves", "events", "artifacts"):
-        table = TABLES[name][0]
-        rows = [_with_ids(row, study_id, slot_ids, table) for row in copy.rows[name]]
-        if name == "artifacts":
-            for row, plain in zip(rows, copy.rows[name], strict=True):
-                row |= {"place": place, "path": slot_path(copy.folder, plain["slot"])}
-        _insert(connection, table, rows)
-    _add_openings(connection, copy.rows["ledger"])
-
-
-def add_openings(database: Database, rows: Sequence[Row]) -> None:
-    """Add openings to the ledger, those that it has already left out."""
-    with database.transaction() as connection:
-        _add_openings(connection, rows)
-
-
-def _add_openings(connection: Connection, rows: Sequence[Row]) -> None:
-    known = Counter(
-        _opening(row) for row in connection.execute(sa.select(schema.ledger)).mappings()
-    )
-    new = []
-    for row in rows:
-        if known[_opening(row)] > 0:
-            known[_opening(row)] -= 1
-        else:
-            new.append(row)
-    _insert(connection, schema.ledger, new)
-
-
-def _slot(row: Row, study_id: int, trial_ids: Mapping[int, int], place: str) -> Row:
-    slot = {key: value for key, value in row.items() if key not in SLOT_REFERENCES}
-    number = row.get("trial_number")
-    if number is not None:
-        if number not in trial_ids:
-            raise StorageError(
-                f"Slot {row['number']} names trial {number}, which Optuna's tables do not have: "
-                "the study was deleted there, in the dashboard or by another program."
-            )
-        slot["trial_id"] = trial_ids[number]
-    if "checkpoint_epoch" in row:
-        slot["checkpoint_place"] = place
-    return {**slot, "study_id": study_id}
-
-
-def _with_ids(row: Row, study_id: int, slot_ids: Mapping[int, int], table: sa.Table) -> Row:
-    found = {key: value for key, value in row.items() if key != "slot"}
-    if "study_id" in table.c:
-        found["study_id"] = study_id
-    if "slot" in row:
-        if row["slot"] not in slot_ids:
-            raise StorageError(
-                f"A row of {table.name} belongs to slot {row['slot']}, which is none."
-            )
-        found["slot_id"] = slot_ids[row["slot"]]
-    return found
-
-
-def _insert(connection: Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Insert rows that may lack columns: those of a kind together, in their order."""
-    start = 0
-    while start < len(rows):
-        end = start + 1
-        while end < min(len(rows), start + ROWS_AT_ONCE) and set(rows[end]) == set(rows[start]):
-            end += 1
-        connection.execute(table.insert(), list(rows[start:end]))
-        start = end
-
-
-def _opening(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    names = ("opened_at", "fingerprint", "study", "trial", "seed", "user", "host")
-    return tuple(row.get(name) for name in names)
-
-
-def _compare(written: StudyRows, found: StudyRows) -> None:
-    """Check that the database returns what was written.
-
-    Raises:
-        StorageError: If it does not.
-    """
-    expected, came = written.digests(), found.digests()
-    counts, found_counts = written.counts(), found.counts()
-    for kind in expected:
-        if kind == "ledger":  # openings of the same name that were there before stay
-            continue
-        if kind == "optuna_study" and written.optuna_study is None:
-            continue
-        if expected[kind] != came[kind]:
-            raise StorageError(
-                f"Expected '{written.name}' to be read as it was written, but its {kind} differ "
-                f"({counts.get(kind, 1)} written, {found_counts.get(kind, 1)} found). Nothing was "
-                "kept. Try again; if it fails again, report it."
-            )
+from dlnn_search.storage.database import Database, shown
+from dlnn_search.storage.database.outages import EVER_SECONDS
+from dlnn_search.storage.slots import open_expired
+from dlnn_search.storage.workers import insert_event
 
 
 @dataclass(frozen=True)
@@ -305,49 +86,6 @@ def back_up(
         raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error
     finally:
         writer.discard()
-
-
-def read_all(
-    database: Database, names: Sequence[str] | None
-) -> tuple[list[StudyRows], list[dict[str, Any]]]:
-    """Read studies at one moment; None: all of them, and the openings that belong to none."""
-    with snapshot(database) as (still, connection):
-        known = list(
-            connection.execute(sa.select(schema.studies.c.name).order_by(schema.studies.c.id))
-            .scalars()
-            .all()
-        )
-        for name in names or ():
-            if name not in known:
-                raise UsageError(
-                    f"The database {database.shown} has no study '{name}'."
-                    f"{did_you_mean(name, known)}"
-                )
-        wanted = known if names is None else names
-        copies = [read_study(connection, still.optuna, name) for name in wanted]
-        ledger = schema.ledger
-        others = connection.execute(
-            sa.select(ledger)
-            .where(sa.or_(ledger.c.study.is_(None), ledger.c.study.not_in(wanted)))
-            .order_by(ledger.c.id)
-        ).mappings()
-        plain = [
-            {key: value for key, value in row.items() if key != "id" and value is not None}
-            for row in others
-        ]
-    for copy in copies:
-        _check_own(copy)
-    return copies, plain
-
-
-def _check_own(copy: StudyRows) -> None:
-    """What a restore would refuse is told now, while there is a database to mend."""
-    try:
-        for kind, rows in {"study": [copy.study], **copy.rows}.items():
-            for row in rows:
-                check_row(kind, row)
-    except StorageError as error:
-        raise StorageError(f"The study '{copy.name}' cannot be copied: {error}.") from error
 
 
 def restore(
@@ -507,3 +245,152 @@ def words_of(counts: dict[str, int]) -> str:
     """Return counts in words: `24 slots, 24 trials, 240 epochs`."""
     named = (("slots", "slots"), ("trials", "trials"), ("curves", "epochs"), ("events", "events"))
     return ", ".join(f"{counts[kind]:,} {word}" for kind, word in named)
+
+
+def migrate(
+    source: Database,
+    target: Database,
+    names: Sequence[str] | None,
+    say: Callable[[str], None] = lambda words: None,
+) -> list[Copied]:
+    """Move studies from one database to another: all of them, or, in case of failure, none.
+
+    The source keeps all its rows. Each study there is marked as moved, so that nobody goes on
+    with it by accident while the others search in the new database.
+
+    Args:
+        names: Which studies; None for all that were not moved before, and the whole ledger.
+
+    Raises:
+        UsageError: If there is no such study, a worker trains one of them, or the target has one.
+        StorageError: If a database or a disk fails, or the target does not return what was written.
+    """
+    if _same(source.url, target.url):
+        raise UsageError(
+            f"Expected another database than {source.shown} to move to. Name it with --storage."
+        )
+    wanted = _wanted(source, target, names)
+    check_names(target, wanted)
+    copied = []
+    with _marked(source, target, wanted):
+        copies, others = read_all(source, wanted)
+        put = PutFiles(target.files)
+        try:
+            for copy in copies:
+                copy.study["control"] = "run"  # it was stopped to be moved
+                copy.study.pop("control_reason", None)
+                copy.study.pop("control_at", None)
+                there = {
+                    slot
+                    for slot, path in checkpoints_of(copy, source.files).items()
+                    if put.copy(slot_path(copy.folder, slot), path)
+                }
+                n_lacking = forget_unreachable(copy, there)
+                copied.append(Copied(copy.name, copy.counts(), len(there), n_lacking))
+                say(f"{copy.name}: {words_of(copy.counts())}")
+            write_studies(target, copies, put.place)
+        except BaseException:
+            put.undo()
+            raise
+    if names is None:
+        add_openings(target, others)
+    return copied
+
+
+def _same(source: str, target: str) -> bool:
+    first, second = make_url(source), make_url(target)
+    return (first.get_backend_name(), first.host, first.port, first.database, first.query) == (
+        second.get_backend_name(),
+        second.host,
+        second.port,
+        second.database,
+        second.query,
+    )
+
+
+def _wanted(source: Database, target: Database, names: Sequence[str] | None) -> list[str]:
+    table = schema.studies
+    with source.transaction() as connection:
+        rows = connection.execute(
+            sa.select(table.c.name, table.c.moved_to).order_by(table.c.id)
+        ).all()
+    moved = {row.name: row.moved_to for row in rows}
+    for name in names or ():
+        if name not in moved:
+            raise UsageError(
+                f"The database {source.shown} has no study '{name}'.{did_you_mean(name, moved)}"
+            )
+        # Marked for this very target: an attempt before was killed, and goes on now.
+        if moved[name] not in (None, target.shown):
+            raise UsageError(
+                f"The study '{name}' was moved to {moved[name]} before. Move it from there."
+            )
+    if names is not None:
+        return list(names)
+    with target.transaction() as connection:
+        there = set(connection.execute(sa.select(table.c.name)).scalars())
+    wanted = [
+        name
+        for name, to in moved.items()
+        if to is None or (to == target.shown and name not in there)
+    ]
+    if not wanted:
+        raise UsageError(f"The database {source.shown} has no study that was not moved already.")
+    return wanted
+
+
+@contextmanager
+def _marked(source: Database, target: Database, names: Sequence[str]) -> Iterator[None]:
+    """Mark studies as moved before they are read; take the mark back if the move fails."""
+    table, slots = schema.studies, schema.slots
+    with source.transaction() as connection:
+        # An update first takes the lock: no worker claims between the look and the mark.
+        connection.execute(table.update().where(table.c.name.in_(names)).values(name=table.c.name))
+        before = connection.execute(sa.select(table).where(table.c.name.in_(names))).all()
+        for row in before:
+            n_training = connection.scalar(
+                sa.select(sa.func.count())
+                .select_from(slots)
+                .where(slots.c.study_id == row.id, slots.c.state == "held")
+                .where(slots.c.lease_ends_at >= schema.now())
+            )
+            if n_training:
+                raise UsageError(
+                    f"{n_training} worker{'s' if n_training > 1 else ''} of '{row.name}' "
+                    f"train{'' if n_training > 1 else 's'} just now. Stop them first: "
+                    f"dlnn-search stop {row.name} --now (their trials go on in the new database)."
+                )
+        connection.execute(
+            table.update()
+            .where(table.c.name.in_(names))
+            .values(
+                control="stop",
+                control_reason=f"Moved to {target.shown}: search there.",
+                control_at=schema.now(),
+                moved_to=target.shown,
+            )
+        )
+        # Who was held up since with an expired lease changes nothing any more.
+        for row in before:
+            open_expired(connection, row.id, EVER_SECONDS)
+    try:
+        yield
+    except BaseException:
+        with suppress(StorageError), source.transaction() as connection:
+            for row in before:
+                connection.execute(
+                    table.update()
+                    .where(table.c.id == row.id)
+                    .values(
+                        control=row.control if row.moved_to is None else "run",
+                        control_reason=row.control_reason if row.moved_to is None else None,
+                        control_at=row.control_at,
+                        moved_to=None,
+                    )
+                )
+        raise
+    with source.transaction() as connection:
+        for row in before:
+            insert_event(
+                connection, row.id, "moved", f"Moved to {shown(target.url)}: search there."
+            )

@@ -33,7 +33,7 @@ from dlnn_search.archive.rows import (
     check_whole,
 )
 from dlnn_search.errors import StorageError, UsageError
-from dlnn_search.storage.optuna.plain import check_trial
+from dlnn_search.storage.optuna import check_trial
 from dlnn_search.storage.schema import SCHEMA_VERSION
 
 FORMAT = "dlnn-search backup"

@@ -15,12 +15,10 @@ from typer.core import TyperGroup
 
 from dlnn_search._version import __version__
 from dlnn_search.cli import control as cli_control
-from dlnn_search.cli import data as cli_data
+from dlnn_search.cli import groups
 from dlnn_search.cli import insight as cli_insight
-from dlnn_search.cli import insight as cli_regions
 from dlnn_search.cli import results as cli_results
 from dlnn_search.cli import search as cli_search
-from dlnn_search.cli import storage as cli_storage
 from dlnn_search.errors import DlnnSearchError, ExitCode
 from dlnn_search.secret import STORAGE_PASSWORD, hidden, taken_off_command_line
 
@@ -87,8 +85,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Search hyperparameters of Keras models; every worker shares one study in a database.",
 )
-app.add_typer(cli_data.app, name="data", help="Data sets: list, prepare, import, preview.")
-app.add_typer(cli_storage.app, name="storage", help="The trials database: back up, restore, move.")
+app.add_typer(groups.data_app, name="data", help="Data sets: list, prepare, import, preview.")
+app.add_typer(
+    groups.storage_app, name="storage", help="The trials database: back up, restore, move."
+)
 # In the order of a search's life: the help lists them so.
 for command in (
     cli_search.studies,
@@ -102,7 +102,7 @@ for command in (
     cli_control.delete,
     cli_results.trials,
     cli_results.best,
-    cli_regions.regions,
+    cli_insight.regions,
     cli_search.dashboard,
     cli_insight.confirm,
     cli_insight.retune,

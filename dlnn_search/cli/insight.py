@@ -96,7 +96,7 @@ def lr_range(
     keep: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
 ) -> None:
     """Find the learning rates at which a network learns (range test)."""
-    from dlnn_search.commands.rates import make_test, subject_of, write_sweep
+    from dlnn_search.commands.trying import make_test, subject_of, write_sweep
     from dlnn_search.report.figures import print_sweep, sweep_page
     from dlnn_search.training.runtime import import_tensorflow
 
@@ -111,7 +111,7 @@ def lr_range(
 
     sweep = make_test(subject.config, low=low, high=high, n_batches=batches, on_progress=told)
     if keep:
-        from dlnn_search.commands.rates import keep_measured
+        from dlnn_search.commands.trying import keep_measured
 
         keep_measured(subject.name, url, sweep)
     print_sweep(make_console(), sweep, f"{subject.words} of {subject.name}")

@@ -318,7 +318,7 @@ def validate(
 
     loaded = load_study(study, quick=quick)
     import_tensorflow()
-    from dlnn_search.commands.validate import validate as run
+    from dlnn_search.commands.trying import validate as run
     from dlnn_search.report.tables import print_checks
 
     if print_checks(make_console(), loaded, run(loaded)):

@@ -28,7 +28,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import LedgerEntry, Opening, earlier_tests, is_same
 from dlnn_search.storage.studies import family_of, seeds_of
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit
-from dlnn_search.training.precision import resolve_precision
+from dlnn_search.training.runtime import resolve_precision
 
 
 def crossvalidate(

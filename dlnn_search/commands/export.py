@@ -26,8 +26,6 @@ from dlnn_search.storage.schema import slots
 from dlnn_search.storage.studies import StoredStudy, find, parent_of
 from dlnn_search.study.finding import bring_code
 from dlnn_search.training.checkpoint import OtherCheckpointError
-from dlnn_search.training.fit import best_model
-from dlnn_search.training.portable import portable_model
 
 
 @dataclass(frozen=True)
@@ -245,6 +243,9 @@ def export_model(
             model cannot be written.
         StudyError: If the study's own code is another version, or its model cannot be saved.
     """
+    from dlnn_search.training.fit import best_model
+    from dlnn_search.training.portable import portable_model
+
     (config,) = best_configs(database, study, 1)
     config = bring_code(config, study.name, study_file)
     origin = config.origin

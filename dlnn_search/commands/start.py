@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,10 +13,9 @@ from dataclasses import dataclass, field, replace
 import optuna
 
 from dlnn_search import data
-from dlnn_search.commands.rates import measure
 from dlnn_search.commands.warm_start import WarmStart, warm_start
 from dlnn_search.config import Config
-from dlnn_search.errors import DlnnSearchError, StudyError, UsageError
+from dlnn_search.errors import DlnnSearchError, StudyError, TrainingError, UsageError
 from dlnn_search.launch.detached import (
     LOG_NAME,
     Background,
@@ -27,22 +29,21 @@ from dlnn_search.report.live import LiveView
 from dlnn_search.results.advice import is_bug, mend_words
 from dlnn_search.results.status import StudyStatus, study_status
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
-from dlnn_search.storage.control import go_on, set_lease_seconds, set_reuse
+from dlnn_search.storage.control import go_on, kept_rate, set_lease_seconds, set_reuse
 from dlnn_search.storage.database import Database, open_database, storage_errors
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
 from dlnn_search.storage.workers import dead_workers, looked_after, orphans
 from dlnn_search.study import Study
-from dlnn_search.worker.convergence import converged_words, settle
 from dlnn_search.worker.first_trials import example_config
-from dlnn_search.worker.joining import as_stored, check_pictures
+from dlnn_search.worker.joining import as_stored, check_pictures, converged_words, settle
 from dlnn_search.worker.optuna_study import (
     check_libraries,
     choose_sampler,
     open_optuna_study,
     sampler_of_name,
-    sweep,
 )
+from dlnn_search.worker.reports import sweep
 
 MAX_WORKERS = 1_024
 
@@ -340,3 +341,50 @@ def _say_who_else(prepared: _Prepared, say: Callable[[str], None]) -> None:
             f"Process {pid} searches {prepared.stored.name} on this machine already, with "
             f"{n_workers} workers; the {len(prepared.seats)} of this start come on top."
         )
+
+
+def measure(
+    study: Study,
+    database: Database,
+    stored: StoredStudy,
+    arguments: list[str],
+    say: Callable[[str], None],
+) -> None:
+    """Let a study that wants a learning-rate range test have one, unless it had.
+
+    Args:
+        study: With or without `range_test=RangeTest()`.
+        database: Where what was measured is kept.
+        stored: The same study, stored.
+        arguments: The study's name or file and options, as a worker finds it again.
+        say: Tells of the test.
+
+    Raises:
+        TrainingError: If the test fails.
+    """
+    if study.range_test is None:
+        return
+    kept = kept_rate(database, stored.id)
+    if kept is None:
+        say(f"Testing the learning rates of {study.name}, once ...")
+        # TensorFlow stays out of the process that looks after workers.
+        command = [sys.executable, "-m", "dlnn_search", "lr-range"]
+        done = subprocess.run(
+            [*command, *arguments, "--keep", "--batches", str(study.range_test.batches)],
+            env={**os.environ, "DLNN_SEARCH_STORAGE": database.url},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise TrainingError(
+                f"The range test of '{study.name}' failed: "
+                f"{done.stderr.strip().removeprefix('Error: ') or 'without a word'}"
+            )
+        kept = kept_rate(database, stored.id)
+    rate = None if kept is None else kept.rate
+    say(
+        "The range test could not tell a rate: the study's own range stays."
+        if rate is None
+        else f"Learning rates are searched around {rate:.3g}, as the range test found."
+    )

@@ -19,12 +19,12 @@ from dlnn_search.config import Config, explain
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.results.status import best_trials
-from dlnn_search.samplers.axes import fits
+from dlnn_search.samplers.observations import fits
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.studies import StoredStudy, find, give_first
 from dlnn_search.study import Study
 from dlnn_search.study.named_configs import NAMED, find_config
-from dlnn_search.worker.failures import MAX_DRAWS
+from dlnn_search.worker.verdict import MAX_DRAWS
 
 #: `--enqueue known`: every named config of the study's kind of data and network.
 KNOWN = "known"

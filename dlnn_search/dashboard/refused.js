@@ -1,10 +1,9 @@
 // optuna-dashboard only says that a study could not be renamed or deleted; this says why.
-const send = XMLHttpRequest.prototype.send;
-XMLHttpRequest.prototype.send = function (...body) {
-  this.addEventListener("load", () => {
-    if (this.getResponseHeader("X-Refused") !== null) {
-      alert(JSON.parse(this.responseText).reason);
-    }
-  });
-  return send.apply(this, body);
+const ask = window.fetch;
+window.fetch = async (...request) => {
+  const answer = await ask(...request);
+  if (answer.headers.has("X-Refused")) {
+    alert((await answer.clone().json()).reason);
+  }
+  return answer;
 };

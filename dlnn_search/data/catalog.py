@@ -11,10 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dlnn_search import config
 from dlnn_search.config.data import CLOCKS_PER_TIME, ClassData, Clocks, Data
-from dlnn_search.data.clocks.imported import TIMES_ON_DIAL, imported
 from dlnn_search.data.loading import load, resolve
 from dlnn_search.data.prepared import is_intact, prepared_root, read_about
-from dlnn_search.data.sources import DIGIT_SETS, find
+from dlnn_search.data.sources import DIGIT_SETS, TIMES_ON_DIAL, find, imported
 from dlnn_search.data.splits import choose, shuffled
 from dlnn_search.errors import UsageError
 

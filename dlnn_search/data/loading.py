@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlnn_search.config.data import Clocks, Data, OwnData
-from dlnn_search.data.clocks.imported import is_imported
 from dlnn_search.data.own import content_of
 from dlnn_search.data.prepared import (
     LABELS,
@@ -21,6 +20,7 @@ from dlnn_search.data.prepared import (
     prepare,
 )
 from dlnn_search.data.recipes import curriculum_recipe, recipe_for
+from dlnn_search.data.sources import is_imported
 from dlnn_search.data.splits import (
     Split,
     TestOpening,

@@ -35,7 +35,7 @@ from dlnn_search.data.prepared import (
 )
 from dlnn_search.data.splits import choose, strata_of
 from dlnn_search.errors import DataError, StudyError
-from dlnn_search.study.code import OwnCode, OwnImages, call, code_of
+from dlnn_search.study.finding import OwnCode, OwnImages, call, code_of
 
 #: After these nobody knows what was read.
 _ELSEWHERE = {

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlnn_search.config.data import Clocks, Data, OwnData
-from dlnn_search.data.clocks import imported as clock_import
 from dlnn_search.data.own import own_recipe
 from dlnn_search.data.prepared import (
     LABELS,
@@ -22,7 +21,13 @@ from dlnn_search.data.prepared import (
     map_array,
     write_array,
 )
-from dlnn_search.data.sources import DIGIT_SETS, DigitSet, write_digits
+from dlnn_search.data.sources import (
+    DIGIT_SETS,
+    DigitSet,
+    imported,
+    open_imported,
+    write_digits,
+)
 from dlnn_search.data.splits import choose, strata_of
 from dlnn_search.errors import DataError
 
@@ -145,8 +150,8 @@ def _rendered_recipe(data: Clocks) -> Recipe:
 
 
 def _course_recipe(data: Clocks) -> Recipe:
-    imported = clock_import.imported()
-    if imported is None:
+    course = imported()
+    if course is None:
         raise DataError(
             "The course's clocks are not imported: expected its images.npy and labels.npy, got "
             "none. Run 'dlnn-search data import clocks images.npy labels.npy', or take "
@@ -155,17 +160,17 @@ def _course_recipe(data: Clocks) -> Recipe:
     title = f"the course's clocks ({_edge(data)})"
 
     def write(into: Path, on_progress: OnProgress) -> None:
-        pictures, labels = clock_import.open_imported()
+        pictures, labels = open_imported()
         _separate(pictures, labels, data, into, on_progress, title)
 
     return Recipe(
         name=_name(
-            f"clocks-course-{data.image_size}px", {"set": imported.fingerprint}, _test_of(data)
+            f"clocks-course-{data.image_size}px", {"set": course.fingerprint}, _test_of(data)
         ),
         title=title,
-        bytes_needed=imported.n * (data.image_size**2 + 2),
+        bytes_needed=course.n * (data.image_size**2 + 2),
         write=write,
-        about={**_about(data, "course"), "set": imported.fingerprint, **_test_of(data)},
+        about={**_about(data, "course"), "set": course.fingerprint, **_test_of(data)},
     )
 
 

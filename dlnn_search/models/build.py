@@ -29,10 +29,9 @@ from dlnn_search.config import (
 )
 from dlnn_search.config.model import ConvBlock, DenseBlock, InitializerName
 from dlnn_search.errors import StudyError
-from dlnn_search.models.heads import Tensor, head_of
-from dlnn_search.models.heads.head import OutputActivation
+from dlnn_search.models.heads import OutputActivation, Tensor, head_of
 from dlnn_search.models.shapes import Shape, check_size, network_input
-from dlnn_search.study.code import call, code_of
+from dlnn_search.study.finding import call, code_of
 
 
 @keras.saving.register_keras_serializable("dlnn_search")

@@ -26,7 +26,7 @@ from dlnn_search.errors import StorageError, UsageError
 from dlnn_search.metrics import metric_name, metric_unit
 from dlnn_search.results.comparison import MIN_TRIALS, ped_anova_share, searched_trials
 from dlnn_search.results.confirmation import confirmation, confirmation_figure
-from dlnn_search.samplers.axes import Numeric
+from dlnn_search.samplers.observations import Numeric
 from dlnn_search.samplers.regions import Edge, find_edges, stored_regions
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import StoredStudy

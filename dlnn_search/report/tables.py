@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dlnn_search.errors import StorageError
 from dlnn_search.metrics import duration, metric_name, metric_value
-from dlnn_search.pruners.convergence import CONVERGED
+from dlnn_search.pruners import CONVERGED
 from dlnn_search.results.advice import mend_words
 from dlnn_search.results.status import StudyStatus, TrialStatus, study_status
 from dlnn_search.storage.budget import time_words
@@ -20,7 +20,7 @@ from dlnn_search.storage.database import open_database
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy, all_studies
 from dlnn_search.study import Study
-from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
+from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP
 
 if TYPE_CHECKING:
     from dlnn_search.commands.start import Detached
@@ -300,7 +300,7 @@ def metrics_words(metrics: Mapping[str, float]) -> str:
 
 
 if TYPE_CHECKING:
-    from dlnn_search.commands.validate import Checked
+    from dlnn_search.commands.trying import Checked
 
 MEGABYTE = 1e6
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dlnn_search.samplers.axes import Axis, Floats
-from dlnn_search.samplers.observations import Outcomes
+from dlnn_search.samplers.observations import Axis, Floats, Outcomes
 from dlnn_search.samplers.regions import Region, Span, draw
 
 Rng = np.random.Generator

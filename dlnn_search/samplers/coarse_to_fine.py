@@ -16,7 +16,6 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.optuna_version import storage_of, study_id_of
-from dlnn_search.samplers.axes import Axis, Floats, fits
 from dlnn_search.samplers.candidates import (
     N_AROUND,
     N_BESIDE,
@@ -31,7 +30,7 @@ from dlnn_search.samplers.candidates import (
     own_scores,
     untried,
 )
-from dlnn_search.samplers.observations import Observations, Outcomes
+from dlnn_search.samplers.observations import Axis, Floats, Observations, Outcomes, fits
 from dlnn_search.samplers.regions import REGION_ATTRIBUTE, Region, draw, narrowed, read_region
 
 if TYPE_CHECKING:

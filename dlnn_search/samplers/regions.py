@@ -14,8 +14,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial
 
 from dlnn_search.optuna_version import storage_of, study_id_of
-from dlnn_search.samplers.axes import Axis, Floats, Numeric
-from dlnn_search.samplers.observations import Outcomes
+from dlnn_search.samplers.observations import Axis, Floats, Numeric, Outcomes
 
 #: Attributes of Optuna's study: the region of the stage that begins with a trial of that number.
 REGION_ATTRIBUTE = "coarse_to_fine:from_trial:"

@@ -11,7 +11,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import log_ndtr
 
-from dlnn_search.samplers.axes import Axis, Floats
+from dlnn_search.samplers.observations import Axis, Floats
 
 #: In single or double precision.
 Array = NDArray[Any]

@@ -345,6 +345,13 @@ HELD = slots.c.state == sa.literal_column("'held'")
 WAITING = slots.c.state == sa.literal_column("'waiting'")
 
 
+def waits_no_more() -> sa.ColumnElement[bool]:
+    """Return whether a slot's row says that it waits for another, which is settled, or gone."""
+    first = slots.alias()
+    must_wait = sa.exists().where(first.c.id == slots.c.waits_for, first.c.state != "done")
+    return sa.and_(WAITING, slots.c.waits_for.is_not(None), ~must_wait)
+
+
 @functools.lru_cache(maxsize=16)
 def claim_statement(study_id: int) -> Any:
     """Return the statement that claims a begun slot, one that need not wait, or a fresh one.
@@ -354,7 +361,7 @@ def claim_statement(study_id: int) -> Any:
     waits for another that is settled, or gone. No fresh slot is begun while one waits since the
     space brought nothing new. It returns the slot's row, or none.
     """
-    first, other = slots.alias(), slots.alias()
+    other = slots.alias()
 
     def lowest(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
         return (
@@ -366,13 +373,12 @@ def claim_statement(study_id: int) -> Any:
             .scalar_subquery()
         )
 
-    must_wait = sa.exists().where(first.c.id == slots.c.waits_for, first.c.state != "done")
     is_scarce = sa.exists().where(
         other.c.study_id == study_id, other.c.state == "waiting", other.c.waiting_reason == "space"
     )
     chosen = sa.func.coalesce(  # three searches, each along an index
         lowest(OPEN, slots.c.trial_id.is_not(None)),
-        lowest(WAITING, slots.c.waits_for.is_not(None), ~must_wait),
+        lowest(waits_no_more()),
         lowest(OPEN, slots.c.trial_id.is_(None), ~is_scarce),
     )
     allowed = sa.exists().where(

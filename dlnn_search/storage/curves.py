@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.metrics import direction_of
-from dlnn_search.pruners.halving import Reached
+from dlnn_search.pruners import Reached
 from dlnn_search.storage.budget import prolong
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import TRAINED_ITSELF

@@ -19,11 +19,11 @@ from dlnn_search.files import CHECKPOINTS
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, folders_beside, lasting_name
 from dlnn_search.storage.control import change_control
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.optuna import rename_within
-from dlnn_search.storage.optuna.plain import (
+from dlnn_search.storage.optuna import (
     finish_optuna_study,
     read_optuna_study,
     remove_unfinished,
+    rename_within,
     write_optuna_study,
 )
 from dlnn_search.storage.schema import artifacts, curves, events, ledger, slots, studies, workers

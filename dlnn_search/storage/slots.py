@@ -31,6 +31,7 @@ from dlnn_search.storage.budget import (
     hold_ended,
     lock_study,
     prolong,
+    waits_no_more,
 )
 from dlnn_search.storage.control import Orders, read_orders
 from dlnn_search.storage.database import Database
@@ -332,9 +333,17 @@ class Slots:
             open_of_dead(connection, self._study_id, worker, is_loss=is_loss)
 
     def open_expired(self) -> None:
-        """Open the slots whose lease ran out, each a loss, for a study that nobody claims in."""
+        """Open the slots whose lease ran out, each a loss, for a study that nobody claims in.
+
+        So are those that wait for nothing any more: nobody may claim them before the study stops.
+        """
         with self._database.transaction() as connection:
             open_expired(connection, self._study_id, self._database.reach.seconds)
+            connection.execute(
+                table.update()
+                .where(table.c.study_id == self._study_id, waits_no_more())
+                .values(state="open", waiting_reason=None, waits_for=None)
+            )
 
     def untold(self) -> Sequence[Settled]:
         """Return the outcomes whose worker vanished before Optuna heard of them."""

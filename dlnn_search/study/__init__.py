@@ -23,10 +23,10 @@ from pydantic import TypeAdapter, ValidationError
 from dlnn_search.config import Config, Data, OwnData, OwnModel, explain, study_defaults
 from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.metrics import DIRECTIONS
-from dlnn_search.pruners.convergence import Converged
-from dlnn_search.pruners.halving import Halving as Halving
+from dlnn_search.pruners import Converged
+from dlnn_search.pruners import Halving as Halving
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
-from dlnn_search.study.code import Builder, Loader, OwnCode, line_of
+from dlnn_search.study.finding import Builder, Loader, OwnCode, line_of
 
 #: No rate is suggested above it: the range test of the report (section 2.5) ends there.
 MAX_RATE = 1.0

@@ -29,8 +29,12 @@ from dlnn_search.training.checkpoint import (
     State,
 )
 from dlnn_search.training.optimizer import Rate, make_optimizer, plateau_factor
-from dlnn_search.training.precision import resolve_precision, with_precision
-from dlnn_search.training.runtime import set_deterministic, set_threads
+from dlnn_search.training.runtime import (
+    resolve_precision,
+    set_deterministic,
+    set_threads,
+    with_precision,
+)
 from dlnn_search.training.step import Average, Prefetch, Steps, augmenter, epoch_order
 
 __all__ = ["Decision", "Epoch", "Fitted", "best_model", "fit"]

@@ -51,6 +51,18 @@ class Rate(keras.optimizers.schedules.LearningRateSchedule):
         return rate
 
 
+class Climb(keras.optimizers.schedules.LearningRateSchedule):
+    """From `low` to `high` by the same factor each step: the rates of a range test."""
+
+    def __init__(self, low: float, high: float, n_steps: int) -> None:
+        self._low = low
+        self._log_factor = np.log(high / low) / (n_steps - 1)
+
+    def __call__(self, step: Tensor) -> Tensor:
+        done = tf.cast(tf.convert_to_tensor(step), tf.float32)
+        return self._low * tf.exp(self._log_factor * done)
+
+
 def plateau_factor(values: Sequence[float], direction: str, patience: int) -> float:
     """Return what is left of the rate after epochs with these values of the monitored metric.
 
@@ -71,10 +83,9 @@ def plateau_factor(values: Sequence[float], direction: str, patience: int) -> fl
     return factor
 
 
-#: A Keras variable or tensor: Keras has no type stubs.
-
-
-def make_optimizer(training: Training, rate: Rate | None = None) -> keras.optimizers.Optimizer:
+def make_optimizer(
+    training: Training, rate: Rate | Climb | None = None
+) -> keras.optimizers.Optimizer:
     """Return the optimiser that a config names.
 
     Args:

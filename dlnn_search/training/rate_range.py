@@ -6,19 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlnn_search.config import Config
 from dlnn_search.data.splits import Split, TrainingData
-from dlnn_search.models.build import build
-from dlnn_search.models.heads import head_of
-from dlnn_search.training.optimizer import make_optimizer
-from dlnn_search.training.precision import resolve_precision
-from dlnn_search.training.runtime import set_deterministic, set_threads
-from dlnn_search.training.step import Steps, augmenter, epoch_order
 
 LOW, HIGH, N_BATCHES = 1e-5, 1.0, 300
 MIN_BATCHES = 50
@@ -152,18 +144,6 @@ def _smooth(losses: NDArray[np.float64], n_batches: int) -> NDArray[np.float64]:
 BATCHES_A_CALL = 10
 
 
-class _Climb(keras.optimizers.schedules.LearningRateSchedule):
-    """From `low` to `high` by the same factor each step."""
-
-    def __init__(self, low: float, high: float, n_steps: int) -> None:
-        self._low = low
-        self._log_factor = np.log(high / low) / (n_steps - 1)
-
-    def __call__(self, step: Any) -> Any:
-        done = tf.cast(tf.convert_to_tensor(step), tf.float32)
-        return self._low * tf.exp(self._log_factor * done)
-
-
 def sweep_rates(
     config: Config,
     data: TrainingData,
@@ -196,13 +176,19 @@ def sweep_rates(
     Raises:
         ModelError: If the config's network cannot be built.
     """
+    from dlnn_search.models.build import build
+    from dlnn_search.models.heads import head_of
+    from dlnn_search.training.optimizer import Climb, make_optimizer
+    from dlnn_search.training.runtime import resolve_precision, set_deterministic, set_threads
+    from dlnn_search.training.step import Steps, augmenter
+
     set_threads(threads)
     set_deterministic(config.training.deterministic)
     split = data.curriculum[0] if data.curriculum else data.train
     config = resolve_precision(config, split.image_shape)
     head = head_of(config)
     model = build(config, split.image_shape)
-    optimizer = make_optimizer(config.training, _Climb(low, high, n_batches))
+    optimizer = make_optimizer(config.training, Climb(low, high, n_batches))
     steps = Steps(model, head, optimizer, alter=augmenter(config.training))
     size = config.training.batch_size
     targets = head.targets(split.labels)
@@ -218,6 +204,8 @@ def sweep_rates(
 
 
 def _order(split: Split, seed: int, n_images: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    from dlnn_search.training.step import epoch_order
+
     epochs = range(1, -(-n_images // len(split)) + 1)
     return np.concatenate([epoch_order(len(split), seed, epoch) for epoch in epochs])[:n_images]
 

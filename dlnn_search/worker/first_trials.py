@@ -24,7 +24,7 @@ from dlnn_search.errors import DlnnSearchError, StudyError
 from dlnn_search.models.shapes import Shape, seconds_an_image
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
 from dlnn_search.study import Study
-from dlnn_search.worker.failures import MAX_DRAWS, REFUSES_ALL
+from dlnn_search.worker.verdict import MAX_DRAWS, REFUSES_ALL
 
 #: An integer of at most so many values counts something: layers, stages.
 MAX_DEPTHS = 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -20,35 +19,25 @@ from dlnn_search import optuna_version
 from dlnn_search.errors import StorageError, StudyError, UsageError, did_you_mean
 from dlnn_search.metrics import chance_of, direction_of, perfect_of
 from dlnn_search.optuna_version import opened, study_id_of, trial_id_of
-from dlnn_search.pruners.halving import HalvingPruner, RungValues, reported_values
+from dlnn_search.pruners import HalvingPruner, RungValues, reported_values
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
-from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE, INFEASIBLE_ATTRIBUTE
+from dlnn_search.samplers.observations import INFEASIBLE_ATTRIBUTE
 from dlnn_search.storage.curves import StoredRungValues
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE as SLOT_ATTRIBUTE
 from dlnn_search.storage.optuna import TrialStorage, trial_storage
-from dlnn_search.storage.slots import LEASE_SECONDS, Fate, Outcome, Slot, Slots
+from dlnn_search.storage.slots import LEASE_SECONDS, Slot
 from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
 from dlnn_search.worker.first_trials import first_trials
 
 #: A study's user attribute: the name of the sampler that `start --sampler` chose.
 SAMPLER_ATTRIBUTE = "sampler"
 
-#: User attributes of a failed trial: its kind, and why. At most `MAX_REASON` characters.
-FAILURE_ATTRIBUTE = "failure"
-REASON_ATTRIBUTE = "reason"
-MAX_REASON = 300
 
 #: So many times a trial's sampler itself is asked once more.
 N_OWN_DRAWS = 10
 #: So many refused draws of each trial are kept: its attributes are read again and again.
 MAX_REFUSED = 8
-
-STATES: dict[Outcome, TrialState] = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
 
 
 def make_sampler(sampler: Sampler, study: Study, slot_number: int, n_draws: int = 0) -> BaseSampler:
@@ -327,66 +316,6 @@ def take_up(optuna_study: optuna.Study, trial_id: int) -> None:
         storage_of(optuna_study).set_trial_state_values(trial_id, state=TrialState.RUNNING)
 
 
-def tell(
-    optuna_study: optuna.Study,
-    trial_id: int,
-    outcome: Outcome,
-    value: float | None,
-    *,
-    failure: str | None = None,
-    reason: str | None = None,
-    duplicate_of: int | None = None,
-    known: FrozenTrial | None = None,
-) -> None:
-    """Finish a trial in Optuna; harmless where it is finished already.
-
-    Args:
-        optuna_study: The trial's study.
-        trial_id: Optuna's id of it.
-        outcome: What came of it.
-        value: Its value, if it is complete.
-        failure: The kind of its failure, kept as the user attribute `failure`.
-        reason: Why it failed, kept as the user attribute `reason`.
-        duplicate_of: The trial whose result it has, kept as the user attribute of that name.
-        known: The trial as the worker that ran it knows it: one that ran to its end is not read
-            once more.
-    """
-    storage = storage_of(optuna_study)
-    trial = storage.get_trial(trial_id) if known is None or outcome != "complete" else known
-    if trial.state.is_finished():
-        return
-    state, values = STATES[outcome], _values(trial, outcome, value)
-    # Another worker may finish it between Optuna's look and its write: both have the same outcome.
-    with suppress(UpdateFinishedTrialError):
-        if trial.state == TrialState.WAITING:  # Optuna ends running trials alone
-            take_up(optuna_study, trial_id)
-        for name, text in ((FAILURE_ATTRIBUTE, failure), (REASON_ATTRIBUTE, reason)):
-            if text is not None:
-                storage.set_trial_user_attr(trial_id, name, _shortened(text))
-        if duplicate_of is not None:
-            storage.set_trial_user_attr(trial_id, DUPLICATE_ATTRIBUTE, duplicate_of)
-        # As `study.tell` does, which would read the trial a second time.
-        optuna_study.sampler.after_trial(optuna_study, trial, state, values)
-        storage.set_trial_state_values(trial_id, state, values)
-
-
-def _values(trial: FrozenTrial, outcome: Outcome, value: float | None) -> list[float] | None:
-    """Return the values with which a trial ends: a pruned one has its last report for its value."""
-    if outcome == "failed":
-        return None
-    if outcome == "pruned":
-        last = trial.last_step
-        reported = None if last is None else trial.intermediate_values[last]
-        # NaN: a report of before it started over.
-        value = value if reported is not None and math.isnan(reported) else reported
-    return None if value is None else [value]
-
-
-def _shortened(text: str) -> str:
-    """The dashboard sends all attributes of all trials at each refresh."""
-    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
-
-
 def _template(slot: Slot) -> FrozenTrial:
     template = optuna.trial.create_trial(
         state=TrialState.RUNNING, user_attrs={SLOT_ATTRIBUTE: slot.number}
@@ -448,82 +377,3 @@ def _begun_or_waiting(optuna_study: optuna.Study, slot: Slot, *, is_first: bool)
                 storage.set_trial_user_attr(trial_id, SLOT_ATTRIBUTE, slot.number)
                 return trial_id
     return None
-
-
-def sweep(optuna_study: optuna.Study, slots: Slots) -> None:
-    """Open slots whose lease ran out, and let no trial stay RUNNING that nobody runs."""
-    slots.open_expired()
-    tell_what_is_untold(optuna_study, slots)
-    trials = [
-        trial
-        for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if trial.user_attrs.get(SLOT_ATTRIBUTE) is not None or _was_taken_long_ago(trial)
-    ]
-    numbers = [number for trial in trials if (number := _slot_of(trial)) is not None]
-    fates = slots.fates(numbers)
-    for trial in trials:
-        number = _slot_of(trial)
-        if number is None:
-            # Enqueued in the dashboard; its taker was killed before it wrote its slot's number.
-            put_back(optuna_study, trial_id_of(optuna_study, trial))
-        elif number in fates:
-            _sweep_one(optuna_study, trial, fates[number], slots)
-
-
-def tell_what_is_untold(optuna_study: optuna.Study, slots: Slots) -> None:
-    """Finish the trials whose worker settled its slot and vanished right after."""
-    for settled in slots.untold():
-        # Here and not above: most who sweep find nothing untold.
-        from dlnn_search.worker.note import mend_note
-
-        mend_note(optuna_study, settled, slots)
-        tell(
-            optuna_study,
-            settled.trial_id,
-            settled.outcome,
-            settled.value,
-            failure=settled.failure,
-            reason=settled.reason,
-            duplicate_of=settled.duplicate_of,
-        )
-        slots.mark_told(settled.slot_id)
-
-
-def _sweep_one(optuna_study: optuna.Study, trial: FrozenTrial, fate: Fate, slots: Slots) -> None:
-    trial_id = trial_id_of(optuna_study, trial)
-    is_its_own = fate.trial_id in (None, trial_id)
-    if not is_its_own:
-        reason = f"Begun by a worker that had lost slot {fate.number}, which has another trial."
-        tell(
-            optuna_study,
-            trial_id,
-            "failed",
-            None,
-            failure="lost",
-            reason=reason,
-        )
-    elif fate.outcome is not None:
-        tell(
-            optuna_study,
-            trial_id,
-            fate.outcome,
-            fate.value,
-            failure=fate.failure,
-            reason=fate.reason,
-            duplicate_of=fate.duplicate_of,
-        )
-    elif fate.state in ("open", "waiting"):
-        put_back(optuna_study, trial_id)
-        if slots.fates([fate.number])[fate.number].state == "held":  # claimed in this moment
-            take_up(optuna_study, trial_id)
-
-
-def _slot_of(trial: FrozenTrial) -> int | None:
-    number = trial.user_attrs.get(SLOT_ATTRIBUTE)
-    return number if isinstance(number, int) else None
-
-
-def _was_taken_long_ago(trial: FrozenTrial) -> bool:
-    long_ago = datetime.now() - timedelta(seconds=LEASE_SECONDS)
-    began = trial.datetime_start
-    return "fixed_params" in trial.system_attrs and began is not None and began < long_ago

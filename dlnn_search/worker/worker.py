@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
-
-import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from functools import partial
+from typing import Any
 
 from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
-from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.storage.budget import budget_use
-from dlnn_search.storage.control import Orders, is_first, set_control, stop_after_bugs
+from dlnn_search.storage.control import Control, Orders, is_first, set_control, stop_after_bugs
 from dlnn_search.storage.control import orders as orders_of
-from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.database.outages import pause_seconds
-from dlnn_search.storage.duplicates import Duplicate, settle_like
 from dlnn_search.storage.halves import lost_words
-from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Slot, Slots
-from dlnn_search.storage.studies import StoredStudy
-from dlnn_search.storage.workers import Presence, add_event
+from dlnn_search.storage.slots import LostLeaseError, Slots, new_token
+from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Study
-from dlnn_search.worker.claiming import Claim, Claimed
-from dlnn_search.worker.convergence import stop_if_converged
-from dlnn_search.worker.ending import Ending
+from dlnn_search.worker.config_trial import train_config
+from dlnn_search.worker.held_trial import HeldTrial, Search, claim
 from dlnn_search.worker.interruption import Interruption, MemoryWatch
-from dlnn_search.worker.joining import as_stored, join_study, with_kept_rate
-from dlnn_search.worker.objective import Objective, Verdict
-from dlnn_search.worker.optuna_study import (
-    begin_made,
-    begin_trial,
-    open_optuna_study,
-    put_back,
-    sweep,
-    tell,
-    tell_what_is_untold,
-)
-from dlnn_search.worker.outbox import report_whole_curve
+from dlnn_search.worker.joining import as_stored, join_study, stop_if_converged, with_kept_rate
+from dlnn_search.worker.optuna_study import open_optuna_study
+from dlnn_search.worker.reports import sweep
+from dlnn_search.worker.verdict import Verdict
 
 #: Between two looks for a slot that its holder may lose.
 WAIT_SECONDS = 2.0
@@ -51,8 +37,6 @@ SWEEP_SECONDS = 30.0
 MAX_BUGS_IN_A_ROW = 3
 #: A database that is away when the worker ends is tried that long: a killer may wait.
 LAST_WORDS_SECONDS = 3.0
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -91,44 +75,31 @@ def run_worker(
     study = database.retrying(lambda: as_stored(named, database))
     stored = join_study(study, database)
     study = database.retrying(lambda: with_kept_rate(study, database, stored))
-    interrupted = Interruption(alone=about.get("supervisor") is None)
+    interruption = Interruption(alone=about.get("supervisor") is None)
     # From before its row is made until after it says that the worker ended.
-    with interrupted.listening():
+    with interruption.listening():
         presence = Presence(database, stored.id, name, **about)
-        return _Worker(study, stored, database, presence, interrupted, memory).run(prepare)
+        search = Search(
+            study,
+            stored,
+            database,
+            open_optuna_study(study, database),
+            Slots(database, stored.id, on_orders=interruption.hear),
+            presence,
+            interruption,
+        )
+        return _Worker(search, memory).run(prepare)
 
 
 class _Worker:
-    """One worker, and the slot that it holds, if it does."""
+    """One worker, and the trial that it holds, if it does."""
 
-    def __init__(
-        self,
-        study: Study,
-        stored: StoredStudy,
-        database: Database,
-        presence: Presence,
-        interrupted: Interruption,
-        memory: MemoryWatch | None,
-    ) -> None:
-        self._study = study
-        self._stored = stored
-        self._study_id = stored.id
-        self._database = database
-        self._presence = presence
-        self._interrupted = interrupted
+    def __init__(self, search: Search, memory: MemoryWatch | None) -> None:
+        self._search = search
+        self._interruption = search.interruption
+        self._retrying = search.retrying
         self._memory = memory
-        self._slots = Slots(database, stored.id, on_orders=self._interrupted.hear)
-        self._optuna_study = open_optuna_study(study, database)
-        self._objective = Objective(
-            study,
-            database,
-            self._slots,
-            presence,
-            threads=None,  # set by the environment, before TensorFlow was imported
-            interrupted=self._interrupted,
-        )
-        self._slot: Slot | None = None
-        self._may_converge = False
+        self._held: HeldTrial | None = None
         self._n_troubles = 0
         self._swept = 0.0
 
@@ -137,7 +108,7 @@ class _Worker:
             prepare()
             return self._work()
         except OutageError:
-            if not self._interrupted.by_signal:
+            if not self._interruption.by_signal:
                 raise
             return ExitCode.INTERRUPTED
         except Exception:
@@ -146,7 +117,62 @@ class _Worker:
         finally:
             # The disk or the server may be what failed: the lease then ends by itself.
             with suppress(DlnnSearchError):
-                self._database.retrying(self._leave, seconds=LAST_WORDS_SECONDS)
+                self._search.database.retrying(self._leave, seconds=LAST_WORDS_SECONDS)
+
+    def _work(self) -> int:
+        self._sweep()
+        while not self._interruption.by_signal:
+            token, tries = new_token(), itertools.count()
+            claimed = partial(claim, self._search, token)
+            self._held = held = self._retrying(lambda: claimed(again=next(tries) > 0))  # noqa: B023
+            if held is None:
+                code = self._wait_for_a_slot()
+                if code is not None:
+                    return code
+                continue
+            self._interruption.begin_anew()
+            verdict = self._hold(held)
+            self._held = None
+            if verdict is None:
+                continue
+            self._draw_conclusions(verdict, may_converge=held.may_converge)
+            if self._memory is not None and (grown := self._memory.grown_words()):
+                worker = self._search.presence.worker
+                words = f"Worker {worker} ends: its {grown}. A new one may start."
+                self._search.note_event("recycled", words)
+                self._show(message=grown)
+                return ExitCode.RECYCLED
+        return ExitCode.INTERRUPTED
+
+    def _hold(self, held: HeldTrial) -> Verdict | None:
+        """Train a trial and store what came of it; None where its slot was lost."""
+        search = self._search
+        try:
+            verdict = self._train(held)
+            if verdict.failure == "bug" and self._retrying(
+                lambda: is_first(search.database, search.stored.id, held.slot.id)
+            ):
+                verdict = replace(verdict, outcome=None)  # it costs nothing: the search ends here
+            if verdict.trouble is not None or verdict.bug is not None:
+                self._check_whole()
+            return held.conclude(verdict)
+        except LostLeaseError as lost:
+            log.warning("%s This worker's result is dropped.", lost)
+            words = f"{search.presence.worker} had lost slot {held.slot.number}: {lost}"
+            search.note_event("fenced", words, held.slot)
+            return None
+
+    def _train(self, held: HeldTrial) -> Verdict:
+        try:
+            with self._interruption.training():
+                held.begin()
+                verdict = held.lost_too_often() or train_config(held)
+        except KeyboardInterrupt:
+            return Verdict(None)
+        if self._interruption.now and (verdict.outcome == "failed" or verdict.trouble):
+            # Libraries turn the interruption into errors of their own: the trial is not to blame.
+            return Verdict(None)
+        return verdict
 
     def _check_whole(self) -> None:
         """Say so where an error comes of a study that was deleted or renamed meanwhile.
@@ -154,56 +180,23 @@ class _Worker:
         Raises:
             StudyError: If it was. The trial's id may be another study's by now: it is left alone.
         """
-        words = self._retrying(
-            lambda: lost_words(self._database, self._study_id, self._stored.name)
-        )
+        database, stored = self._search.database, self._search.stored
+        words = self._retrying(lambda: lost_words(database, stored.id, stored.name))
         if words is not None:
-            self._slot = None
+            self._held = None
             raise StudyError(words)
-
-    def _work(self) -> int:
-        self._sweep()
-        while not self._interrupted.by_signal:
-            claimed = self._claim()
-            self._slot = claimed.slot
-            if self._slot is None:
-                code = self._wait_for_a_slot()
-                if code is not None:
-                    return code
-                continue
-            self._interrupted.begin_anew()
-            verdict = self._hold(self._slot, claimed)
-            self._slot = None
-            if verdict is None:
-                continue
-            self._draw_conclusions(verdict)
-            if self._memory is not None and (grown := self._memory.grown_words()):
-                words = f"Worker {self._presence.worker} ends: its {grown}. A new one may start."
-                self._event("recycled", words)
-                self._show(message=grown)
-                return ExitCode.RECYCLED
-        return ExitCode.INTERRUPTED
-
-    def _claim(self) -> Claimed:
-        worker = self._presence.worker
-        while True:
-            claim = Claim(self._database, self._slots, self._study, self._optuna_study, worker)
-            claimed = self._retrying(claim)
-            if not claimed.is_untold:
-                return claimed
-            self._retrying(lambda: tell_what_is_untold(self._optuna_study, self._slots))
 
     def _wait_for_a_slot(self) -> int | None:
         """Wait a little; return the exit code instead where no slot will be given any more."""
         orders = self._orders()
         if orders.control in ("stop", "stop_now"):
             why = f": {_last_line(orders.reason)}" if orders.reason else "."
-            return self._leave_off(f"The study '{self._study.name}' is asked to stop{why}")
-        if self._retrying(self._slots.all_done):
+            return self._leave_off(f"The study '{self._search.study.name}' is asked to stop{why}")
+        if self._retrying(self._search.slots.all_done):
             return self._leave_off(None)
         if orders.time_is_up:
-            use = self._retrying(lambda: budget_use(self._database, self._study_id))
-            return self._leave_off(f"The budget of '{self._study.name}' is {use.exhausted}.")
+            use = self._retrying(lambda: budget_use(self._search.database, self._search.stored.id))
+            return self._leave_off(f"The budget of '{self._search.study.name}' is {use.exhausted}.")
         state = "paused" if orders.control == "pause" else "waiting"
         self._show(state=state, message=orders.reason)
         if time.monotonic() - self._swept > SWEEP_SECONDS:
@@ -218,241 +211,73 @@ class _Worker:
             self._show(message=words)
         return ExitCode.DONE
 
-    def _hold(self, slot: Slot, claimed: Claimed) -> Verdict | None:
-        """Train a slot's trial and store what came of it; None where the slot was lost."""
-        try:
-            return self._run(slot, claimed)
-        except LostLeaseError as lost:
-            log.warning("%s This worker's result is dropped.", lost)
-            self._event(
-                "fenced", f"{self._presence.worker} had lost slot {slot.number}: {lost}", slot
-            )
-            return None
-
-    def _run(self, slot: Slot, claimed: Claimed) -> Verdict:
-        trial: optuna.Trial | None = None
-        try:
-            with self._interrupted.training():
-                trial = self._begin(slot, claimed)
-                if slot.losses >= MAX_LOSSES:
-                    verdict = Verdict(
-                        "failed",
-                        reason=f"Lost {slot.losses} times: its workers were killed or hung.",
-                        failure="lost",
-                    )
-                else:
-                    verdict = self._objective(trial, slot)
-        except KeyboardInterrupt:
-            verdict = Verdict(None)
-        if self._interrupted.now and (verdict.outcome == "failed" or verdict.trouble):
-            # Libraries turn the interruption into errors of their own: the trial is not to blame.
-            verdict = Verdict(None)
-        if verdict.failure == "bug" and self._retrying(
-            lambda: is_first(self._database, self._study_id, slot.id)
-        ):
-            verdict = replace(verdict, outcome=None)  # it costs nothing: the search ends here
-        if (
-            trial is not None
-            and verdict.duplicate is not None
-            and verdict.duplicate.outcome is not None
-        ):
-            return self._reuse(slot, trial, verdict.duplicate)
-        if verdict.waits:
-            return verdict
-        if trial is None or verdict.outcome is None:
-            self._give_back(slot, verdict)
-        else:
-            outcome = verdict.outcome
-            self._end(
-                slot,
-                trial,
-                verdict,
-                lambda: self._slots.settle(
-                    slot,
-                    outcome,
-                    value=verdict.value,
-                    best_epoch=verdict.best_epoch,
-                    reason=verdict.reason,
-                    failure=verdict.failure,
-                ),
-            )
-        return verdict
-
-    def _begin(self, slot: Slot, claimed: Claimed) -> optuna.Trial:
-        if claimed.trial_id is None:
-            trial = self._begin_anyhow(slot)
-        else:
-            sampler, trial_id = claimed.sampler, claimed.trial_id
-            trial = begin_made(self._optuna_study, self._study, sampler, slot, trial_id)
-        log.info("Trial %d begins%s.", trial.number, "" if slot.fence == 1 else " again")
-        return trial
-
-    def _begin_anyhow(self, slot: Slot) -> optuna.Trial:
-        """Begin the trial of a slot that may have one, or take one that was enqueued."""
-        tries = 0
-
-        def begin() -> optuna.Trial:
-            nonlocal tries
-            tries += 1
-            return begin_trial(self._optuna_study, self._study, slot, again=tries > 1)
-
-        trial = self._retrying(begin)
-        trial_id = self._retrying(lambda: trial_id_of(self._optuna_study, trial))
-        try:
-            self._retrying(lambda: self._slots.begin(slot, trial_id, trial.number))
-        except LostLeaseError:
-            if self._slots.trial_of(slot) != trial_id:  # nobody will go on with it
-                tell(self._optuna_study, trial_id, "failed", None, failure="lost")
-            raise
-        return trial
-
-    def _reuse(self, slot: Slot, trial: optuna.Trial, duplicate: Duplicate) -> Verdict:
-        """Give a trial the result of another with the same config."""
-        assert duplicate.outcome is not None
-        verdict = Verdict(
-            duplicate.outcome,
-            value=duplicate.value,
-            best_epoch=duplicate.best_epoch,
-            reason=duplicate.reason,
-            failure="diverged" if duplicate.failure is not None else None,
-            duplicate=duplicate,
-        )
-        points = self._retrying(lambda: curve_of_slot(self._database, duplicate.slot_id))
-        values = {point.epoch: point.metrics[self._study.metric] for point in points}
-
-        def report() -> None:
-            with suppress(UpdateFinishedTrialError):  # ended in the dashboard
-                trial_id = trial_id_of(self._optuna_study, trial)
-                report_whole_curve(self._optuna_study, trial_id, self._study.metric, values)
-
-        self._end(
-            slot,
-            trial,
-            verdict,
-            report,
-            lambda: settle_like(self._database, self._study_id, slot, duplicate),
-        )
-        return verdict
-
-    def _end(
-        self, slot: Slot, trial: optuna.Trial, verdict: Verdict, *settle: Callable[[], None]
-    ) -> None:
-        """Let slot and trial have the outcome."""
-        ending = Ending(
-            self._database, self._slots, self._study, self._study_id, slot, trial, verdict
-        )
-        self._retrying(lambda: ending.write(*settle))
-        self._may_converge = ending.may_converge
-        value = "" if verdict.value is None else f", {self._study.metric} {verdict.value:.6g}"
-        log.info("Trial %d is %s%s.", trial.number, verdict.outcome, value)
-        self._retrying(ending.keep_checkpoint)
-
-    def _give_back(self, slot: Slot, verdict: Verdict) -> None:
-        """Release a slot; its trial waits, as nobody runs it."""
-        self._retrying(lambda: self._release(slot, verdict))
-
-    def _release(self, slot: Slot, verdict: Verdict) -> None:
-        trial_id = self._slots.trial_if_held(slot)
-
-        def wait() -> None:
-            if trial_id is not None:
-                put_back(self._optuna_study, trial_id)
-
-        def release() -> None:
-            self._slots.release(slot, failure=verdict.failure, reason=verdict.reason)
-
-        self._database.at_once(wait, release)
-
-    def _draw_conclusions(self, verdict: Verdict) -> None:
+    def _draw_conclusions(self, verdict: Verdict, *, may_converge: bool) -> None:
         """Act on what a trial's end says of the data, the disk, or the study."""
+        search, worker = self._search, self._search.presence.worker
         if verdict.trouble is not None:
             self._n_troubles += 1
             if self._n_troubles == 1:
                 log.warning("%s", verdict.trouble)
-                self._event("trouble", verdict.trouble)
+                search.note_event("trouble", verdict.trouble)
             self._show(state="troubled", message=verdict.trouble)
             self._wait(pause_seconds(self._n_troubles), for_orders=True)
             return
         if self._n_troubles and verdict.outcome is not None:
-            self._event("recovered", f"{self._presence.worker} trains again.")
+            search.note_event("recovered", f"{worker} trains again.")
             self._n_troubles = 0
-        if verdict.outcome == "complete" and self._may_converge:
-            worker = self._presence.worker
-            self._retrying(lambda: stop_if_converged(self._database, self._stored, worker=worker))
+        if verdict.outcome == "complete" and may_converge:
+            self._retrying(lambda: stop_if_converged(search.database, search.stored, worker=worker))
         if verdict.space_is_over is not None:
-            self._retrying(lambda: self._stop(verdict.space_is_over))
+            self._stop(verdict.space_is_over, only_if="run")  # said once, whoever notices
         if verdict.bug is None:
             return
         log.error("%s", verdict.bug)
-        traceback = verdict.bug
+        database, study_id, name = search.database, search.stored.id, search.study.name
         if verdict.outcome is None:
-            worker = self._presence.worker
-            self._retrying(
-                lambda: set_control(
-                    self._database, self._study_id, "stop", traceback, worker=worker
-                )
-            )
+            self._stop(verdict.bug)
             raise StudyError(
-                f"The first trial of '{self._study.name}' failed, which cost no part of the "
-                f"budget: {verdict.reason}\nMend the study, then start it again."
+                f"The first trial of '{name}' failed, which cost no part of the budget: "
+                f"{verdict.reason}\nMend the study, then start it again."
             )
-        stopped = self._retrying(
-            lambda: stop_after_bugs(
-                self._database,
-                self._study_id,
-                MAX_BUGS_IN_A_ROW,
-                traceback,
-                worker=self._presence.worker,
-            )
-        )
-        if stopped:
+        bug = verdict.bug
+        stop = partial(stop_after_bugs, database, study_id, MAX_BUGS_IN_A_ROW, bug, worker=worker)
+        if self._retrying(stop):
             raise StudyError(
                 f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
                 "Mend the study, then start it again, with --fresh where a trial has a result."
             )
 
-    def _stop(self, why: str | None) -> None:
-        """Let all workers finish what they train, and end; said once, whoever notices."""
-        worker = self._presence.worker
-        set_control(self._database, self._study_id, "stop", why, worker=worker, only_if="run")
+    def _stop(self, why: str, *, only_if: Control | None = None) -> None:
+        """Let all workers finish what they train, and end."""
+        database, study_id = self._search.database, self._search.stored.id
+        worker = self._search.presence.worker
+        self._retrying(
+            partial(set_control, database, study_id, "stop", why, worker=worker, only_if=only_if)
+        )
 
     def _leave(self) -> None:
         """Give back what is held, and say that the worker ended."""
-        if self._slot is not None:
+        if self._held is not None:
             with suppress(LostLeaseError):
-                self._release(self._slot, Verdict(None))
-        self._presence.show(state="stopped", trial_number=None, slot_id=None)
+                self._held.give_back(Verdict(None))
+        self._search.presence.show(state="stopped", trial_number=None, slot_id=None)
 
     def _sweep(self) -> None:
-        self._retrying(lambda: sweep(self._optuna_study, self._slots))
+        self._retrying(lambda: sweep(self._search.optuna_study, self._search.slots))
         self._swept = time.monotonic()
 
     def _orders(self) -> Orders:
-        return self._retrying(lambda: orders_of(self._database, self._study_id))
+        return self._retrying(lambda: orders_of(self._search.database, self._search.stored.id))
 
     def _show(self, **values: Any) -> None:
         whole = {"trial_number": None, "slot_id": None, "epoch": None, **values}
-        self._retrying(lambda: self._presence.show(**whole))
-
-    def _event(self, kind: str, words: str, slot: Slot | None = None) -> None:
-        with suppress(DlnnSearchError):  # a remark
-            add_event(
-                self._database,
-                self._study_id,
-                kind,
-                words,
-                worker=self._presence.worker,
-                slot_id=None if slot is None else slot.id,
-            )
-
-    def _retrying(self, call: Callable[[], T]) -> T:
-        return self._database.retrying(call, interrupted=lambda: self._interrupted.by_signal)
+        self._retrying(lambda: self._search.presence.show(**whole))
 
     def _wait(self, seconds: float, *, for_orders: bool = False) -> None:
         """Wait, but not when a signal comes, nor, if asked, when the study shall not run."""
         ends = time.monotonic() + seconds
         look_at = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < ends and not self._interrupted.by_signal:
+        while time.monotonic() < ends and not self._interruption.by_signal:
             time.sleep(0.1)
             if for_orders and time.monotonic() > look_at:
                 if self._orders().control != "run":

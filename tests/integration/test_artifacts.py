@@ -9,7 +9,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from dlnn_search.cli.storage import info, sweep
+from dlnn_search.cli.groups import info, sweep
 from dlnn_search.config import Config, Mlp, Mnist
 from dlnn_search.files import slot_path
 from dlnn_search.storage import schema

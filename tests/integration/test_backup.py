@@ -15,12 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.archive import backup
-from dlnn_search.archive.backup import back_up, restore
-from dlnn_search.archive.move import migrate
+from dlnn_search.archive.backup import back_up, migrate, restore
 from dlnn_search.archive.rows import StudyRows, read_study
-from dlnn_search.cli.storage import backup as backup_command
-from dlnn_search.cli.storage import migrate_from as migrate_command
-from dlnn_search.cli.storage import restore as restore_command
+from dlnn_search.cli.groups import backup as backup_command
+from dlnn_search.cli.groups import migrate_from as migrate_command
+from dlnn_search.cli.groups import restore as restore_command
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import latest_checkpoint, slot_path
 from dlnn_search.storage import schema
@@ -419,9 +418,9 @@ def test_the_time_that_a_study_has_used_comes_along(
 KILLED = """
 import os, sys
 from dlnn_search.archive import backup
-from dlnn_search.archive.move import migrate
+from dlnn_search.archive.backup import migrate
 from dlnn_search.storage.database import open_database
-from dlnn_search.storage.optuna import plain
+from dlnn_search.storage import optuna as plain
 def die(*_, **__):
     os._exit(9)
 if sys.argv[3] == "rows":

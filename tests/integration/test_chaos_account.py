@@ -15,7 +15,9 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.study import RandomSearch, Study
-from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
+from dlnn_search.worker.reports import tell
+from dlnn_search.worker.verdict import Verdict
 
 from .slot_life import note_config
 
@@ -61,7 +63,7 @@ def searched(sqlite_database: Database) -> Database:
             )
             trial.report(1 / epoch, epoch)
         slots.settle(slot, "complete", value=1 / EPOCHS, best_epoch=EPOCHS)
-        tell(trials, trial._trial_id, "complete", 1 / EPOCHS)
+        tell(trials, trial._trial_id, Verdict("complete", value=1 / EPOCHS))
         slots.mark_told(slot.id)
     return sqlite_database
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -11,17 +10,18 @@ from optuna.trial import TrialState
 
 from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.slots import Slots, new_token
 from dlnn_search.storage.studies import register
-from dlnn_search.worker.claiming import Claim
+from dlnn_search.storage.workers import Presence
+from dlnn_search.worker.held_trial import HeldTrial, Search, claim
+from dlnn_search.worker.interruption import Interruption
 from dlnn_search.worker.optuna_study import (
-    begin_made,
     begin_trial,
     open_optuna_study,
     put_back,
     storage_of,
-    sweep,
 )
+from dlnn_search.worker.reports import sweep
 
 from .slot_life import TESTED_ALONE, claimed, row_of
 from .trials_of_a_study import study_of
@@ -44,8 +44,14 @@ def trials(database: Database, slots: Slots) -> optuna.Study:
 
 
 @pytest.fixture
-def claim(database: Database, slots: Slots, trials: optuna.Study) -> Callable[[], Claim]:
-    return lambda: Claim(database, slots, STUDY, trials, "w")
+def search(database: Database, slots: Slots, trials: optuna.Study) -> Search:
+    stored = register(database, STUDY.name, STUDY.definition())
+    presence = Presence(database, stored.id, "w")
+    return Search(STUDY, stored, database, trials, slots, presence, Interruption())
+
+
+def claimed_now(search: Search) -> HeldTrial | None:
+    return claim(search, new_token(), again=False)
 
 
 def states(database: Database) -> list[TrialState]:
@@ -55,33 +61,34 @@ def states(database: Database) -> list[TrialState]:
 
 @TESTED_ALONE
 def test_each_fresh_slot_has_its_trial_at_once(
-    database: Database, trials: optuna.Study, claim: Callable[[], Claim]
+    database: Database, trials: optuna.Study, search: Search
 ) -> None:
     rates = []
     for number in range(3):
-        found = claim()()
-        assert found.slot is not None and found.trial_id is not None
-        row = row_of(database, found.slot)
-        assert (row["trial_id"], row["trial_number"]) == (found.trial_id, number)
-        trial = begin_made(trials, STUDY, found.sampler, found.slot, found.trial_id)
-        rates.append(STUDY.config(trial).training.learning_rate)
-        assert (trial.number, trial.user_attrs) == (number, {"slot": found.slot.number})
+        held = claimed_now(search)
+        assert held is not None and held.made_id is not None
+        row = row_of(database, held.slot)
+        assert (row["trial_id"], row["trial_number"]) == (held.made_id, number)
+        held.begin()
+        rates.append(STUDY.config(held.trial).training.learning_rate)
+        assert (held.trial.number, held.trial.user_attrs) == (number, {"slot": held.slot.number})
     assert len(set(rates)) == 3
     assert [trial.params["rate"] for trial in trials.trials] == rates
-    assert claim()().slot is None
+    assert claimed_now(search) is None
     assert states(database) == [TrialState.RUNNING] * 3
 
 
 @TESTED_ALONE
 def test_a_claim_whose_answer_was_lost_finds_its_slot_and_trial(
-    database: Database, trials: optuna.Study, claim: Callable[[], Claim]
+    database: Database, search: Search
 ) -> None:
-    same = claim()
-    first, second = same(), same()
-    assert first.slot is not None and second.slot is not None
-    assert (second.slot.id, second.slot.trial_id) == (first.slot.id, first.trial_id)
-    assert second.trial_id is None
-    assert begin_trial(trials, STUDY, second.slot, again=True)._trial_id == first.trial_id
+    token = new_token()
+    first, second = claim(search, token, again=False), claim(search, token, again=True)
+    assert first is not None and second is not None
+    assert (second.slot.id, second.slot.trial_id) == (first.slot.id, first.made_id)
+    assert second.made_id is None
+    second.begin()
+    assert second.trial_id == first.made_id
     assert len(states(database)) == 1
 
 
@@ -90,26 +97,26 @@ def test_an_outage_in_the_middle_leaves_neither_a_held_slot_nor_a_trial(
     database: Database,
     slots: Slots,
     trials: optuna.Study,
-    claim: Callable[[], Claim],
+    search: Search,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> None:
         raise OutageError("The server stops.")
 
-    tried = claim()
+    token = new_token()
     with monkeypatch.context() as patch:
         patch.setattr(Slots, "begin", fail)
         with pytest.raises(OutageError):
-            tried()
+            claim(search, token, again=False)
     sweep(trials, slots)  # nothing is left in the worker's memory that it would take for a trial
     assert states(database) == []
-    found = tried()
-    assert found.slot is not None and (found.slot.number, found.slot.fence) == (0, 1)
+    held = claim(search, token, again=True)
+    assert held is not None and (held.slot.number, held.slot.fence) == (0, 1)
     assert states(database) == [TrialState.RUNNING]
 
 
 def test_who_was_enqueued_comes_first_and_who_waits_keeps_its_slot(
-    database: Database, slots: Slots, trials: optuna.Study, claim: Callable[[], Claim]
+    slots: Slots, trials: optuna.Study, search: Search
 ) -> None:
     first = claimed(slots)
     waiting = begin_trial(trials, STUDY, first)
@@ -117,33 +124,33 @@ def test_who_was_enqueued_comes_first_and_who_waits_keeps_its_slot(
     put_back(trials, waiting._trial_id)
     slots.release(first)
     trials.enqueue_trial({"rate": 0.005})
-    again, enqueued, last = (claim()() for _ in range(3))
-    assert again.slot is not None and again.slot.trial_id == waiting._trial_id
-    assert begin_trial(trials, STUDY, again.slot).number == 0
-    assert enqueued.slot is not None and enqueued.trial_id is None
-    trial = begin_trial(trials, STUDY, enqueued.slot)
-    assert STUDY.config(trial).training.learning_rate == 0.005
-    assert last.slot is not None and last.trial_id is None, "it was enqueued when this was claimed"
-    assert begin_trial(trials, STUDY, last.slot).number == 2
+    again, enqueued, last = (claimed_now(search) for _ in range(3))
+    assert again is not None and again.slot.trial_id == waiting._trial_id
+    again.begin()
+    assert again.trial.number == 0
+    assert enqueued is not None and enqueued.made_id is None
+    enqueued.begin()
+    assert STUDY.config(enqueued.trial).training.learning_rate == 0.005
+    assert last is not None and last.made_id is None, "it was enqueued when this was claimed"
+    last.begin()
+    assert last.trial.number == 2
 
 
 def test_what_optuna_does_not_have_comes_first(
-    slots: Slots, trials: optuna.Study, claim: Callable[[], Claim]
+    slots: Slots, trials: optuna.Study, search: Search
 ) -> None:
     vanished = claimed(slots)
     trial = begin_trial(trials, STUDY, vanished)
     slots.begin(vanished, trial._trial_id, trial.number)
     slots.settle(vanished, "complete", value=0.5)
-    found = claim()()
-    assert found.is_untold and found.slot is None
-    slots.mark_told(vanished.id)
-    assert claim()().slot is not None
+    assert claimed_now(search) is not None
+    assert not slots.untold()
+    assert trials.trials[trial.number].value == 0.5
 
 
 def test_a_study_that_was_deleted_in_the_dashboard_is_told_so(
-    database: Database, trials: optuna.Study, claim: Callable[[], Claim]
+    database: Database, trials: optuna.Study, search: Search
 ) -> None:
-    tried = claim()
     storage_of(trials).delete_study(trials._study_id)
     with pytest.raises(StorageError, match="is gone from the database"):
-        database.retrying(tried)
+        database.retrying(lambda: claimed_now(search))

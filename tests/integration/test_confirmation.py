@@ -26,7 +26,9 @@ from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, linked, parent_of, register, seeds_of
 from dlnn_search.study import Study as AnyStudy
-from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
+from dlnn_search.worker.reports import tell
+from dlnn_search.worker.verdict import Verdict
 
 from .slot_life import note_config
 
@@ -71,7 +73,7 @@ def work_off(database: Database, study: AnyStudy, value: Value, n: int | None = 
             metrics = {study.metric: reached}
             add_point(database, slot.id, slot.fence, Point(1, metrics, 2.0, 1.0))
         queue.settle(slot, outcome, value=reached, best_epoch=1)  # type: ignore[arg-type]
-        tell(optuna_study, trial._trial_id, outcome, reached)  # type: ignore[arg-type]
+        tell(optuna_study, trial._trial_id, Verdict(outcome, value=reached))  # type: ignore[arg-type]
 
 
 def filters_of(config: Config | Mapping[str, object]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from dlnn_search.cli.data import app
+from dlnn_search.cli.groups import data_app as app
 from dlnn_search.config import Clocks
 from dlnn_search.data import load
 from dlnn_search.data.prepared import Progress
@@ -128,7 +128,7 @@ def test_a_preview_that_cannot_be_written_says_so_before_any_work(
 def test_importing_the_package_is_cheap_and_brings_no_tensorflow() -> None:
     script = (
         "import time, sys; began = time.process_time(); import dlnn_search.data; "
-        "import dlnn_search.cli.data; print(time.process_time() - began); "
+        "import dlnn_search.cli.groups; print(time.process_time() - began); "
         "heavy = {'tensorflow', 'keras', 'numpy', 'PIL', 'rich', 'pydantic'} & set(sys.modules); "
         "assert not heavy, heavy; from dlnn_search.data import load; "
         "assert not {'tensorflow', 'keras', 'PIL', 'rich'} & set(sys.modules)"

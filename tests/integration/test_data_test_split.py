@@ -25,12 +25,11 @@ from dlnn_search.data import (
     prepare_data,
     resolve,
 )
-from dlnn_search.data.clocks.imported import import_clocks
 from dlnn_search.data.prepared import Progress
-from dlnn_search.data.sources import DIGIT_SETS, DigitSet
+from dlnn_search.data.sources import DIGIT_SETS, DigitSet, import_clocks
 from dlnn_search.data.splits import strata_of
 from dlnn_search.errors import StorageError
-from dlnn_search.study.code import OwnCode, OwnImages, register
+from dlnn_search.study.finding import OwnCode, OwnImages, register
 
 COURSE = Clocks(source="course", image_size=32)
 RENDERED = Clocks(source="rendered", image_size=32, images_per_time=2)

@@ -29,8 +29,8 @@ from dlnn_search.study import (
 )
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch
-from dlnn_search.worker.failures import REFUSES_ALL, USED_UP
 from dlnn_search.worker.interruption import Interruption
+from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP
 
 from .test_worker import Begun, small_data  # noqa: F401
 
@@ -177,8 +177,9 @@ def _deaf(_: object) -> nullcontext[None]:
 def test_a_config_whose_trial_failed_by_a_bug_is_trained_again_and_one_that_diverged_is_not(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first trial's bug would end the search.
-    errors = [*[None] * EPOCHS, RuntimeError("a bug"), DivergedError("The loss became NaN.")]
+    # Of the second trial: by a bug of its first a search ends.
+    errors: list[Exception | None] = [None] * EPOCHS
+    errors += [RuntimeError("a bug"), DivergedError("The loss became NaN.")]
     train = fit_module._Run.epoch
 
     def epoch(self: fit_module._Run, number: int) -> Epoch:

@@ -25,8 +25,8 @@ from dlnn_search.storage.studies import register
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch
 from dlnn_search.training.fit import Fitted
-from dlnn_search.worker import objective as objective_module
-from dlnn_search.worker import outbox as outbox_module
+from dlnn_search.worker import config_trial as objective_module
+from dlnn_search.worker import held_trial as outbox_module
 from dlnn_search.worker import worker as worker_module
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker

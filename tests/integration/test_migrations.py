@@ -10,8 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -19,7 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from optuna.trial import TrialState
 
-from dlnn_search.cli.storage import upgrade
+from dlnn_search.cli.groups import upgrade
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.errors import StorageError
 from dlnn_search.results.status import study_status
@@ -113,11 +111,7 @@ def make_version_2(address: str) -> None:
     """Let the old database be one of version 2: trial 1 has trial 0's result, slot 2 waits."""
     engine = sa.create_engine(address)
     with engine.begin() as connection:
-        config = alembic.config.Config()
-        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-        config.attributes["connection"] = connection
-        alembic.command.stamp(config, "1")
-        alembic.command.upgrade(config, "2")
+        migrations.run_steps(connection, 1, "2")
         connection.exec_driver_sql("UPDATE dlnn_schema SET version = 2")
         connection.exec_driver_sql("UPDATE dlnn_slots SET reused_from = 1 WHERE id = 2")
         connection.exec_driver_sql("UPDATE dlnn_slots SET waits_for = 1 WHERE id = 3")

@@ -9,9 +9,9 @@ from optuna_dashboard import get_note
 
 from dlnn_search.storage.curves import Point, add_point
 from dlnn_search.storage.database import Database
-from dlnn_search.worker import note as module
-from dlnn_search.worker.note import write_note
-from dlnn_search.worker.objective import Verdict
+from dlnn_search.worker import reports as module
+from dlnn_search.worker.reports import write_note
+from dlnn_search.worker.verdict import Verdict
 
 from .trials_of_a_study import Searched, study_of
 
@@ -25,7 +25,8 @@ def searched(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def noted(searched: Searched, verdict: Verdict) -> str:
     """Let a trial end, and return its note."""
-    trial, slot = searched.begin()
+    held = searched.begin()
+    trial, slot = held.trial, held.slot
     add_point(searched.database, slot.id, slot.fence, Point(1, {"loss": 0.5}, 0.1, 1e3))
     assert verdict.outcome is not None
     searched.slots.settle(slot, verdict.outcome, value=verdict.value, failure=verdict.failure)

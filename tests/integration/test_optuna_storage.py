@@ -111,6 +111,25 @@ def test_what_a_space_suggests_is_written_when_asked(
     assert other.suggest_float("a", 0, 1) == read(database, study)[-1].params["a"]
 
 
+def test_a_trial_whose_space_refused_a_draw_is_asked_as_if_it_never_was(
+    database: Database, storage: TrialStorage, study: optuna.Study
+) -> None:
+    trial = study.ask()
+    with pytest.raises(optuna.TrialPruned), storage.gathering(trial._trial_id):
+        trial.suggest_float("a", 0, 1)
+        trial.suggest_float("b", 0, 1)
+        raise optuna.TrialPruned
+    assert not read(database, study)[0].params
+    storage.drop_gathered(trial._trial_id)
+    again = optuna.Trial(study, trial._trial_id)
+    with storage.gathering(trial._trial_id):
+        value = again.suggest_float("a", 0, 1)
+    storage.write_gathered(trial._trial_id)
+    assert read(database, study)[0].params == {"a": value}
+    with pytest.raises(ValueError, match="distribution"), storage.gathering(trial._trial_id):
+        again.suggest_categorical("b", [1, 2])  # what was dropped is known all the same
+
+
 def test_a_space_that_fails_leaves_what_it_suggested(
     database: Database, storage: TrialStorage, study: optuna.Study
 ) -> None:

@@ -19,8 +19,9 @@ from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.workers import last_events
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch, Pace
-from dlnn_search.worker import objective as module
-from dlnn_search.worker import outbox
+from dlnn_search.worker import config_trial as module
+from dlnn_search.worker import held_trial as outbox
+from dlnn_search.worker.config_trial import train_config
 
 from .trials_of_a_study import DATA, EPOCHS, Searched, losses, study_of
 
@@ -134,16 +135,17 @@ def test_a_signal_while_the_server_is_down_ends_the_worker_at_once(
 ) -> None:
     def stop_both() -> None:
         restartable.stop()
-        on_server.interrupted = True
+        on_server.interruption.asked = True
 
     at_epochs(monkeypatch, {4: stop_both})
     began = time.monotonic()
-    trial, slot = on_server.begin()
-    verdict = on_server.objective(trial, slot)
+    held = on_server.begin()
+    slot = held.slot
+    verdict = train_config(held, threads=1)
     assert verdict.outcome is None and verdict.trouble is None
     assert time.monotonic() - began < 30
     restartable.start()
-    on_server.interrupted = False
+    on_server.interruption.asked = False
     on_server.slots.release_of_dead(on_server.presence.worker)
     verdict, slot = on_server.train()
     assert verdict.outcome == "complete"
@@ -173,7 +175,7 @@ def test_a_transaction_that_the_server_breaks_is_done_again_and_leaves_optuna_us
     restartable: RestartablePostgresql, on_server: Searched
 ) -> None:
     """The server dies between a statement and its commit, in Optuna's code."""
-    trial, _ = on_server.begin()
+    trial = on_server.begin().trial
     storage = on_server.database.optuna
     calls: list[int] = []
 

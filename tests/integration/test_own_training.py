@@ -23,7 +23,7 @@ from dlnn_search.config import (
 )
 from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.models.heads import head_of
-from dlnn_search.study.code import OwnCode, register
+from dlnn_search.study.finding import OwnCode, register
 from dlnn_search.training.fit import best_model, fit
 from dlnn_search.training.portable import save_portable
 from dlnn_search.training.step import predict

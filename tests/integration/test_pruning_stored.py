@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 
 from dlnn_search import Clocks, Config, Mlp, Study
-from dlnn_search.pruners.halving import Halving
+from dlnn_search.pruners import Halving
 from dlnn_search.results.status import study_status
 from dlnn_search.storage.curves import Point, StoredRungValues, add_point
 from dlnn_search.storage.database import Database

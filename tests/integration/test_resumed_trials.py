@@ -19,11 +19,11 @@ from dlnn_search.storage.workers import last_events
 from dlnn_search.study import Halving
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Checkpoint, Epoch, Pace
-from dlnn_search.worker import objective as module
-from dlnn_search.worker import outbox as outbox_module
-from dlnn_search.worker.note import write_note
-from dlnn_search.worker.optuna_study import tell
-from dlnn_search.worker.outbox import MAX_REPORTS
+from dlnn_search.worker import config_trial as module
+from dlnn_search.worker import held_trial as outbox_module
+from dlnn_search.worker.config_trial import train_config
+from dlnn_search.worker.reports import MAX_REPORTS, tell, write_note
+from dlnn_search.worker.verdict import Verdict
 
 from .trials_of_a_study import DATA, EPOCHS, Searched, losses, study_of
 
@@ -44,7 +44,7 @@ def stop_after(searched: Searched, monkeypatch: pytest.MonkeyPatch, last: int) -
     train = fit_module._Run.epoch
 
     def epoch(self: fit_module._Run, number: int) -> Epoch:
-        searched.interrupted = number == last
+        searched.interruption.asked = number == last
         return train(self, number)
 
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
@@ -78,7 +78,7 @@ def test_an_interrupted_trial_goes_on_as_if_it_had_not_been(
         verdict, slot = searched.train()
     assert verdict.outcome is None
     assert len(searched.curve(slot)) == 5
-    searched.interrupted = False
+    searched.interruption.asked = False
     verdict, again = searched.train()
     assert again.number == slot.number and verdict.outcome == "complete"
     assert_whole(searched, again)
@@ -90,7 +90,7 @@ WORK = """
 import sys
 sys.path.insert(0, {tests!r})
 from integration.trials_of_a_study import DATA, Searched, study_of
-from dlnn_search.worker import objective as module
+from dlnn_search.worker import config_trial as module
 from dlnn_search.storage.database import open_database
 from dlnn_search.training import fit as fit_module
 module._load = lambda *_: DATA
@@ -135,7 +135,7 @@ def begun_then(searched: Searched, monkeypatch: pytest.MonkeyPatch, last: int = 
         patched.setattr(module, "_load", lambda *_: DATA)
         stop_after(searched, patched, last)
         _, slot = searched.train()
-    searched.interrupted = False
+    searched.interruption.asked = False
     assert len(searched.curve(slot)) == last
     return slot
 
@@ -179,8 +179,9 @@ def test_a_trial_whose_checkpoint_is_out_of_reach_starts_over_and_says_so(
         return train(self, number)
 
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
-    trial, again = searched.begin()
-    verdict = searched.objective(trial, again)
+    held = searched.begin()
+    trial, again = held.trial, held.slot
+    verdict = train_config(held, threads=1)
     assert verdict.outcome == "complete"
     (values,) = at_the_start
     assert len(values) >= 3 and all(math.isnan(value) for value in values.values())
@@ -212,7 +213,7 @@ def test_a_start_over_does_not_bring_back_what_was_reported_before(
     assert not math.isnan(reported[3])
     assert all(math.isnan(reported[epoch]) for epoch in reported if epoch > 3)
     (trial,) = searched.optuna_study.trials
-    tell(searched.optuna_study, trial._trial_id, "pruned", 0.25)
+    tell(searched.optuna_study, trial._trial_id, Verdict("pruned", value=0.25))
     assert searched.optuna_study.trials[0].value == 0.25
 
 
@@ -264,9 +265,10 @@ def test_a_worker_that_was_fenced_off_tells_nothing_any_more(
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
     monkeypatch.setattr(Pace, "is_due", lambda _: True)
     monkeypatch.setattr(outbox_module, "RENEW_SECONDS", 0.0)  # each epoch is told, however short
-    trial, slot = searched.begin()
+    held = searched.begin()
+    slot = held.slot
     with pytest.raises(LostLeaseError):
-        searched.objective(trial, slot)
+        train_config(held, threads=1)
     assert [p.epoch for p in searched.curve(slot)] == [1, 2, 3]
     assert max(searched.reported()) <= 3
 
@@ -314,9 +316,10 @@ def test_too_little_memory_costs_an_attempt_and_the_third_fails_the_trial(
 
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
     for n_before in range(3):
-        trial, slot = searched.begin()
+        held = searched.begin()
+        slot = held.slot
         assert (slot.memory_failures, slot.losses) == (n_before, 0)
-        verdict = searched.objective(trial, slot)
+        verdict = train_config(held, threads=1)
         assert verdict.failure == "out_of_memory"
         if verdict.outcome is None:
             searched.slots.release(slot, failure="out_of_memory")
@@ -337,8 +340,9 @@ def test_a_diverged_trial_fails_at_once_and_keeps_the_epochs_before(
         return train(self, number)
 
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
-    trial, slot = searched.begin()
-    verdict = searched.objective(trial, slot)
+    held = searched.begin()
+    slot = held.slot
+    verdict = train_config(held, threads=1)
     assert (verdict.outcome, verdict.failure) == ("failed", "diverged")
     assert [p.epoch for p in searched.curve(slot)] == [1, 2, 3], "though none was due to be kept"
     assert set(searched.reported()) >= {1, 3}

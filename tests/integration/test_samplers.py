@@ -31,8 +31,9 @@ from dlnn_search.worker.optuna_study import (
     choose_sampler,
     chosen_sampler,
     open_optuna_study,
-    tell,
 )
+from dlnn_search.worker.reports import tell
+from dlnn_search.worker.verdict import Verdict
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -73,7 +74,7 @@ def work(url: str, n_trials: int, worker: str = "w") -> None:
             assert rate is not None
             loss = abs(math.log10(rate) + 3) + 0.5 * trial.params["layers"]
             slots.settle(slot, "complete", value=loss)
-            tell(trials, trial._trial_id, "complete", loss)
+            tell(trials, trial._trial_id, Verdict("complete", value=loss))
             slots.mark_told(slot.id)
     finally:
         database.close()
@@ -134,7 +135,7 @@ def test_quasi_random_slots_share_one_sequence(sqlite_database: Database) -> Non
 
 
 def axis_place(rate: float) -> float:
-    from dlnn_search.samplers.axes import Axis
+    from dlnn_search.samplers.observations import Axis
 
     return Axis("rate", optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)).place(rate)
 
@@ -183,7 +184,7 @@ def test_regions_and_status_say_the_same_of_a_best_trial_on_the_edge(database: D
         slots.begin(slot, trial._trial_id, trial.number)
         STUDY.config(trial)
         slots.settle(slot, "complete", value=float(number))
-        tell(trials, trial._trial_id, "complete", float(number))
+        tell(trials, trial._trial_id, Verdict("complete", value=float(number)))
     stored = find(database, "some-study")
     told = advice(facts_of(database, stored, study_status(database, stored), []))
     on_the_edge = [

@@ -150,9 +150,7 @@ def train_choices(url: str, study_id: int, worker: str) -> list[str]:
             time.sleep(0.1)
             trained.append(config)
             slots.settle(slot, "complete", value=float(os.getpid()))
-        elif duplicate.outcome is None:
-            slots.release(slot)
-        else:
+        elif duplicate.outcome is not None:
             settle_like(database, study_id, slot, duplicate)
     database.close()
     return trained

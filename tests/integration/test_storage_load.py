@@ -12,17 +12,19 @@ import optuna
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
-from dlnn_search.pruners.halving import falls_behind
 from dlnn_search.results.status import study_status
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.slots import Slots, new_token
 from dlnn_search.storage.studies import find, register
 from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Halving, RandomSearch, Study
-from dlnn_search.worker import outbox as outbox_module
-from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
-from dlnn_search.worker.outbox import Outbox, Reports, epochs_to_report
+from dlnn_search.worker import held_trial as outbox_module
+from dlnn_search.worker.held_trial import HeldTrial, Search, claim
+from dlnn_search.worker.interruption import Interruption
+from dlnn_search.worker.optuna_study import open_optuna_study
+from dlnn_search.worker.reports import epochs_to_report
+from dlnn_search.worker.verdict import Verdict
 
 from .slot_life import note_config
 
@@ -62,38 +64,30 @@ def work(url: str) -> tuple[int, float]:
     trials = open_optuna_study(STUDY, database)
     presence = Presence(database, stored.id)
     n_trials, longest = 0, 0.0
-    while (slot := slots.claim(presence.worker)) is not None:
-        longest = max(longest, make_trial(database, slots, slot, trials, presence))
+    search = Search(STUDY, stored, database, trials, slots, presence, Interruption())
+    while (held := claim(search, new_token(), again=False)) is not None:
+        longest = max(longest, make_trial(search, held))
         n_trials += 1
     database.close()
     return n_trials, longest
 
 
-def make_trial(
-    database: Database, slots: Slots, slot: Slot, trials: optuna.Study, presence: Presence
-) -> float:
-    trial = begin_trial(trials, STUDY, slot)
-    slots.begin(slot, trial._trial_id, trial.number)
-    note_config(database, slot, STUDY.config(trial).model_dump(mode="json"))
-    reports = Reports(trials, trial._trial_id, metric="loss", epochs=N_EPOCHS, rungs=RUNGS)
-    outbox = Outbox(database, slots, slot, presence, reports, metric="loss", place="0" * 32)
-    values: dict[int, float] = {}
-    reports.begin(values, is_new=True)
+def make_trial(search: Search, held: HeldTrial) -> float:
+    held.begin()
+    note_config(search.database, held.slot, STUDY.config(held.trial).model_dump(mode="json"))
+    held.expect(N_EPOCHS)
+    held.take_up([])
     longest = 0.0
     for epoch in range(1, N_EPOCHS + 1):
         began = time.monotonic()
-        values[epoch] = 1 / epoch
-        outbox.progress(epoch, 0.5)
-        outbox.trained(Point(epoch, {"loss": values[epoch], "accuracy": 0.5}, 0.1, 1e4))
-        outbox.kept(epoch)
-        assert not outbox.n_waiting, "the database was taken for away"
-        if epoch in RUNGS:
-            falls_behind(trials, trial.number, epoch, values[epoch])
+        held.progress(epoch, 0.5)
+        held.report(Point(epoch, {"loss": 1 / epoch, "accuracy": 0.5}, 0.1, 1e4))
+        held.keep(epoch)
+        assert not held._waiting, "the database was taken for away"
+        held.is_behind(epoch)
         longest = max(longest, time.monotonic() - began)
-    outbox.end(values, interrupted=lambda: False)
-    slots.settle(slot, "complete", value=1 / N_EPOCHS, best_epoch=N_EPOCHS)
-    tell(trials, trial._trial_id, "complete", 1 / N_EPOCHS)
-    slots.mark_told(slot.id)
+    held.send_curve()
+    held.conclude(Verdict("complete", value=1 / N_EPOCHS, best_epoch=N_EPOCHS))
     return longest
 
 

@@ -22,7 +22,9 @@ from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import all_studies, register
 from dlnn_search.study import RandomSearch, Study, Tpe
 from dlnn_search.worker import optuna_study as module
-from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study, tell
+from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study
+from dlnn_search.worker.reports import tell
+from dlnn_search.worker.verdict import Verdict
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -75,7 +77,7 @@ def test_each_slot_is_suggested_something_else(
     for _ in range(6):
         slot, trial = begun(trials, slots, study)
         rates.add(rate(trial, study))
-        tell(trials, trial._trial_id, "complete", 1.0)
+        tell(trials, trial._trial_id, Verdict("complete", value=1.0))
         slots.settle(slot, "complete", value=1.0)
     assert len(rates) == 6
 
@@ -209,7 +211,7 @@ def test_telling_an_outcome_twice_is_harmless(
     _, trial = begun(trials, slots)
     trial.report(0.5, 1)
     for _ in range(2):
-        tell(trials, trial._trial_id, outcome, value)  # type: ignore[arg-type]
+        tell(trials, trial._trial_id, Verdict(outcome, value=value))  # type: ignore[arg-type]
     (frozen,) = trials.trials
     assert (frozen.state, frozen.value) == (state, stored)
 
@@ -225,7 +227,7 @@ def test_an_outcome_that_another_worker_tells_at_the_same_moment_is_harmless(
         return finish(self, trial_id, state, values)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(trials._storage), "set_trial_state_values", finish_twice)
-    tell(trials, trial._trial_id, "complete", 0.25)
+    tell(trials, trial._trial_id, Verdict("complete", value=0.25))
     assert trials.trials[0].value == 0.25
 
 
@@ -235,10 +237,7 @@ def test_a_failure_s_kind_and_reason_stand_on_the_trial(trials: optuna.Study, sl
         tell(
             trials,
             trial._trial_id,
-            "failed",
-            None,
-            failure="diverged",
-            reason="Diverged in epoch 2" + "!" * 1000,
+            Verdict("failed", failure="diverged", reason="Diverged in epoch 2" + "!" * 1000),
         )
     (frozen,) = trials.trials
     assert frozen.state == TrialState.FAIL

@@ -12,7 +12,8 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.worker import optuna_study as module
-from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study, sweep
+from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study
+from dlnn_search.worker.reports import sweep
 
 from .slot_life import claimed, let_the_lease_end
 from .trials_of_a_study import study_of

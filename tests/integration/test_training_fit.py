@@ -30,7 +30,7 @@ from dlnn_search.config import (
 from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.errors import DivergedError, StorageError, TrainingError
 from dlnn_search.files import CHECKPOINT
-from dlnn_search.study.code import OwnCode, register
+from dlnn_search.study.finding import OwnCode, register
 from dlnn_search.training import checkpoint
 from dlnn_search.training.checkpoint import Checkpoint, State
 from dlnn_search.training.fit import Decision, Epoch, best_model, fit

@@ -9,7 +9,7 @@ import pytest
 from dlnn_search.report.live import budget_words
 from dlnn_search.results.status import all_trials, study_status
 from dlnn_search.storage import schema
-from dlnn_search.storage.control import set_reuse
+from dlnn_search.storage.control import set_control, set_reuse
 from dlnn_search.storage.curves import Point, add_point, curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import (
@@ -281,3 +281,18 @@ def test_a_fenced_worker_neither_waits_nor_reuses(
         settle_like(database, study_id, old, duplicate)
     assert row_of(database, old) == before
     assert curve_of_slot(database, old.id) == []
+
+
+def test_what_waits_for_nothing_any_more_is_open_when_the_study_has_stopped(
+    database: Database, slots: Slots, study_id: int
+) -> None:
+    first, second = claimed(slots), claimed(slots)
+    find_duplicate(database, study_id, first, "same")
+    find_duplicate(database, study_id, second, "same")
+    slots.open_expired()
+    assert row_of(database, second)["state"] == "waiting"
+    slots.settle(first, "complete", value=0.5)
+    set_control(database, study_id, "stop")
+    slots.open_expired()
+    row = row_of(database, second)
+    assert (row["state"], row["waiting_reason"], row["waits_for"]) == ("open", None, None)

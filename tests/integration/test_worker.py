@@ -31,7 +31,7 @@ from dlnn_search.storage.workers import last_events
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch, Pace
-from dlnn_search.worker import objective as module
+from dlnn_search.worker import config_trial as module
 from dlnn_search.worker import worker as worker_module
 from dlnn_search.worker.interruption import GRACE_SECONDS
 from dlnn_search.worker.optuna_study import open_optuna_study
@@ -129,7 +129,7 @@ def at_epochs(
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)
     monkeypatch.setattr(Pace, "is_due", lambda _: True)
     # Orders are read with each renewal: here it is one an epoch at least.
-    monkeypatch.setattr("dlnn_search.worker.outbox.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("dlnn_search.worker.held_trial.RENEW_SECONDS", 0.0)
     return trained
 
 
@@ -496,6 +496,7 @@ def test_choices_of_numpy_serve_a_later_worker_and_a_tuple_in_a_new_branch_is_na
         minimize="loss",
         sampler=RandomSearch(),
         epochs=1,
+        reuse=False,  # there are three configs
         name="choices",
     )
     begun = Begun(sqlite_database, study, n_slots=3)

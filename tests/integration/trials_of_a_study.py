@@ -11,12 +11,15 @@ from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
 from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.slots import Slot, Slots
+from dlnn_search.storage.slots import Slot, Slots, new_token
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Halving, RandomSearch, Study
-from dlnn_search.worker.objective import Objective, Verdict
-from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
+from dlnn_search.worker.config_trial import train_config
+from dlnn_search.worker.held_trial import HeldTrial, Search, claim
+from dlnn_search.worker.interruption import Interruption
+from dlnn_search.worker.optuna_study import open_optuna_study
+from dlnn_search.worker.verdict import Verdict
 
 EPOCHS = 12
 
@@ -56,17 +59,20 @@ def study_of(*, epochs: int = EPOCHS, pruner: Halving | None = None) -> Study:
     )
 
 
+class Interruptible(Interruption):
+    """Ends a training when a test says so, besides by signals and orders."""
+
+    asked = False
+
+    def __call__(self) -> bool:
+        return self.asked or super().__call__()
+
+
 @dataclass
 class Searched:
     """A study in a database, and one worker of it."""
 
-    database: Database
-    study: Study
-    slots: Slots
-    presence: Presence
-    optuna_study: optuna.Study
-    objective: Objective
-    interrupted: bool = False
+    search: Search
 
     @classmethod
     def open(cls, database: Database, study: Study, n_slots: int = 3) -> Searched:
@@ -74,33 +80,48 @@ class Searched:
         slots = Slots(database, stored.id)
         slots.extend_to(n_slots)
         presence = Presence(database, stored.id)
-        objective = Objective(
-            study,
-            database,
-            slots,
-            presence,
-            threads=1,
-            interrupted=lambda: searched.interrupted,
-        )
         trials = open_optuna_study(study, database)
-        searched = cls(database, study, slots, presence, trials, objective)
-        return searched
+        return cls(Search(study, stored, database, trials, slots, presence, Interruptible()))
 
-    def begin(self) -> tuple[optuna.Trial, Slot]:
+    @property
+    def database(self) -> Database:
+        return self.search.database
+
+    @property
+    def study(self) -> Study:
+        return self.search.study
+
+    @property
+    def slots(self) -> Slots:
+        return self.search.slots
+
+    @property
+    def presence(self) -> Presence:
+        return self.search.presence
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        return self.search.optuna_study
+
+    @property
+    def interruption(self) -> Interruptible:
+        assert isinstance(self.search.interruption, Interruptible)
+        return self.search.interruption
+
+    def begin(self) -> HeldTrial:
         """Claim a slot and begin its trial, or go on with it."""
-        slot = self.slots.claim(self.presence.worker)
-        assert slot is not None
-        trial = begin_trial(self.optuna_study, self.study, slot)
-        self.slots.begin(slot, trial._trial_id, trial.number)
-        return trial, slot
+        held = claim(self.search, new_token(), again=False)
+        assert held is not None
+        held.begin()
+        return held
 
     def train(self) -> tuple[Verdict, Slot]:
         """Train a slot's trial; give the slot back if that was cut short."""
-        trial, slot = self.begin()
-        verdict = self.objective(trial, slot)
+        held = self.begin()
+        verdict = train_config(held, threads=1)
         if verdict.outcome is None:
-            self.slots.release(slot)
-        return verdict, slot
+            self.slots.release(held.slot)
+        return verdict, held.slot
 
     def curve(self, slot: Slot) -> list[Point]:
         return curve_of_slot(self.database, slot.id)

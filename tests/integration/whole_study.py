@@ -18,7 +18,9 @@ from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import add_event
 from dlnn_search.study import Halving, Study
-from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study, tell
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
+from dlnn_search.worker.reports import tell
+from dlnn_search.worker.verdict import Verdict
 
 from .slot_life import note_config
 
@@ -69,7 +71,7 @@ def fill(database: Database, name: str = "some-study") -> int:
         if outcome in ("complete", "pruned", "failed"):
             value = None if outcome == "failed" else 0.5 + number / 10
             slots.settle(slot, outcome, value=value, best_epoch=2, reason="ü because")
-            tell(trials, trial._trial_id, outcome, value)
+            tell(trials, trial._trial_id, Verdict(outcome, value=value))
             slots.mark_told(slot.id)
             settle_checkpoint(database, slot.id, study.keep_checkpoints)
         if outcome == "given back":

@@ -16,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dlnn_search.samplers.axes import Axis, hull
+from dlnn_search.samplers.observations import Axis, hull
 
 KINDS = ["float", "log", "step", "fine step", "int", "huge int", "int log", "int step", "choice"]
 

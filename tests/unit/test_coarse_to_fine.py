@@ -24,12 +24,12 @@ from optuna.trial import TrialState
 
 from dlnn_search import CoarseToFine
 from dlnn_search.samplers import surrogate
-from dlnn_search.samplers.axes import Axis
 from dlnn_search.samplers.candidates import N_PARENTS, Activity, Drawer, own_scores
 from dlnn_search.samplers.coarse_to_fine import GLOBAL_SHARE, MAX_TRIALS
 from dlnn_search.samplers.observations import (
     DUPLICATE_ATTRIBUTE,
     INFEASIBLE_ATTRIBUTE,
+    Axis,
     Observations,
     Outcomes,
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlnn_search.errors import StudyError
-from dlnn_search.pruners.convergence import Converged, Outlook, outlook
+from dlnn_search.pruners import Converged, Outlook, outlook
 
 
 def searched(n: int, noise: float, seed: int) -> tuple[list[float], list[list[float]]]:

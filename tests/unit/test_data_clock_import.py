@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dlnn_search.config import Clocks
 from dlnn_search.data import load, resolve
-from dlnn_search.data.clocks.imported import import_clocks, imported
 from dlnn_search.data.prepared import Progress
+from dlnn_search.data.sources import import_clocks, imported
 from dlnn_search.data.splits import strata_of
 from dlnn_search.errors import DataError
 

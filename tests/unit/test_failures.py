@@ -14,7 +14,7 @@ from dlnn_search.errors import (
     StorageError,
     StudyError,
 )
-from dlnn_search.worker.failures import POLICIES, failure_of
+from dlnn_search.worker.verdict import POLICIES, failure_of
 
 
 class ResourceExhaustedError(Exception):

@@ -1,5 +1,7 @@
 """The house keeps its size: few files, few in a folder, none too long."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import dlnn_search
@@ -42,3 +44,12 @@ def test_no_file_is_longer_than_one_idea() -> None:
         for path in sources()
     }
     assert not {path: n for path, n in lines.items() if n > MAX_LINES}
+
+
+def test_what_looks_after_workers_or_shows_them_loads_no_tensorflow() -> None:
+    names = "commands.start, commands.export, commands.doctor, report.figures, dashboard"
+    modules = ", ".join(f"dlnn_search.{name}" for name in names.split(", "))
+    heavy = "sorted({'tensorflow', 'keras'} & set(sys.modules))"
+    code = f"import sys, {modules}; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -27,9 +27,8 @@ from dlnn_search.config import (
 from dlnn_search.config.model import ClockHead
 from dlnn_search.metrics import clock_metrics, common_sense_error, minute_error
 from dlnn_search.models.build import build
-from dlnn_search.models.heads import Head, by_name, head_of
+from dlnn_search.models.heads import Head, angle_between, bumps, by_name, head_of, way_round
 from dlnn_search.models.heads.dials import JointHead, SoftLabelsHead
-from dlnn_search.models.heads.head import angle_between, bumps, way_round
 from dlnn_search.models.shapes import n_parameters
 
 Floats = NDArray[np.float32]

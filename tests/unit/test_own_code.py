@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from dlnn_search.config import Clocks, Cnn, Config, Mlp, Mnist, OwnData, OwnModel
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.study import Study
-from dlnn_search.study.code import OwnCode, code_of
-from dlnn_search.study.finding import bring_code, load_study
+from dlnn_search.study.finding import OwnCode, bring_code, code_of, load_study
 from dlnn_search.worker.first_trials import example_config
 
 STUDY = '''\

@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import pytest
 
-from dlnn_search.commands.validate import check
+from dlnn_search.commands.trying import check
 from dlnn_search.config import Cnn, Config, Conv, Dense, Mlp, Mnist, OwnData, OwnModel, Training
 from dlnn_search.errors import StudyError
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import foreseen
-from dlnn_search.study.code import OwnCode, OwnImages, register
+from dlnn_search.study.finding import OwnCode, OwnImages, register
 
 layers = keras.layers
 OWN = OwnData(study="mine", n_classes=4)

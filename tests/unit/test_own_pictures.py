@@ -17,7 +17,7 @@ from dlnn_search.data.catalog import catalog
 from dlnn_search.data.loading import identity_of
 from dlnn_search.data.prepared import Progress
 from dlnn_search.errors import DataError, StudyError
-from dlnn_search.study.code import OwnCode, OwnImages, register
+from dlnn_search.study.finding import OwnCode, OwnImages, register
 
 RANDOM = np.random.default_rng(0)
 GRAY = RANDOM.integers(0, 256, (90, 5, 7), np.uint8)

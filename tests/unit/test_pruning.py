@@ -11,7 +11,7 @@ import pytest
 
 from dlnn_search import Clocks, Config, FashionMnist, HalvingPruner, Mlp, Study
 from dlnn_search.errors import StudyError
-from dlnn_search.pruners.halving import Halving, reported_values
+from dlnn_search.pruners import Halving, reported_values
 from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
 from dlnn_search.worker.optuna_study import make_pruner, threshold
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlnn_search.pruners.halving import HalvingPruner, rungs_of
+from dlnn_search.pruners import HalvingPruner, rungs_of
 from dlnn_search.storage.optuna import rdb_storage, trial_storage
-from dlnn_search.worker.outbox import MAX_REPORTS, Reports, epochs_to_report
+from dlnn_search.worker.reports import MAX_REPORTS, Reports, epochs_to_report
 
 
 @given(epochs=st.integers(1, 3000), first=st.integers(1, 200), factor=st.integers(2, 5))

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 import dlnn_search
 from dlnn_search.cli.options import limit_hours, limit_moment, limit_seconds, parse_duration
 from dlnn_search.config import Config, read_config
-from dlnn_search.data.clocks.imported import import_clocks
+from dlnn_search.data.sources import import_clocks
 from dlnn_search.errors import DataError, StorageError, StudyError, TrainingError, UsageError
 from dlnn_search.machine import Gpu, choose_gpus
 from dlnn_search.secret import hidden, remember, taken_off_command_line

@@ -20,7 +20,7 @@ from dlnn_search.config import (
     TwoSoftmax,
 )
 from dlnn_search.metrics import HOURS, MINUTES, MINUTES_ON_DIAL
-from dlnn_search.models.heads.head import (
+from dlnn_search.models.heads import (
     GUESSED_DIAL_ERROR,
     GUESSED_MINUTE_ERROR,
     ClockHead,

@@ -58,7 +58,7 @@ def upgrade(engine: Engine, shown: str) -> tuple[int, int]:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
         before = _version(connection)
         if _state(connection, shown) != "current" or not _is_noted(connection):
-            _run(connection, before)
+            run_steps(connection, before[0] if before else None)
             connection.execute(schema.schema.delete())
             connection.execute(
                 schema.schema.insert().values(version=schema.SCHEMA_VERSION, program=__version__)
@@ -66,17 +66,24 @@ def upgrade(engine: Engine, shown: str) -> tuple[int, int]:
     return (before or (0, ""))[0], schema.SCHEMA_VERSION
 
 
-def _run(connection: Connection, before: tuple[int, str] | None) -> None:
-    from alembic import command
-    from alembic.config import Config
+def run_steps(connection: Connection, made: int | None, to: str = "head") -> None:
+    """Run the migrations that are lacking, in the transaction of a connection.
 
-    config = Config()
-    # Alembic reads the option as a template.
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    if before is not None and not _is_noted(connection):  # made before Alembic was
-        command.stamp(config, str(before[0]))
-    command.upgrade(config, "head")
+    Args:
+        made: The version that is there, if Alembic has no note of one.
+        to: The version to come to.
+    """
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
+
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    steps = ScriptDirectory(str(Path(__file__).parent))
+    noted = context.get_current_revision() or (made and str(made)) or "base"
+    with Operations.context(context):
+        for step in reversed(list(steps.iterate_revisions(to, noted))):
+            step.module.upgrade()
+    context.stamp(steps, to)
 
 
 def _state(connection: Connection, shown: str) -> State:

@@ -1,4 +1,4 @@
-"""What can go wrong with a trial, told apart: each kind has its own policy."""
+"""What came of a trial, and what can go wrong with one: each kind of failure has its policy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from dlnn_search.errors import (
     OutageError,
     StorageError,
 )
+from dlnn_search.storage.duplicates import Duplicate
+from dlnn_search.storage.slots import Outcome
 
 #: Why a trial failed, as `slots.failure` and Optuna's user attribute `failure` have it.
 Kind = Literal["diverged", "out_of_memory", "lost", "bug", "infeasible"]
@@ -91,6 +93,41 @@ _OTHERS_CODE = (
     Path(__file__).parents[1],
     *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")),
 )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a trial.
+
+    Attributes:
+        outcome: None where training was cut short and will go on later: interrupted; out of
+            memory with attempts left (`failure` says so); or stopped by a `trouble`.
+        value: The best epoch's metric on the validation split.
+        reason: Why it failed, or was cut short.
+        failure: Its kind. With an outcome of None it costs the slot an attempt, as a loss does.
+        trouble: Data, disk or database are missing: the trial is not to blame. The slot is
+            released at no cost, and the worker pauses and tries again.
+        bug: The traceback, where the study's or our own code is to blame.
+        duplicate: Another trial with the same config: its result counts for this one, too.
+        waits: The slot waits for another one, and nobody holds it any more.
+        space_is_over: Why the space has nothing more to train, which ends the search.
+    """
+
+    outcome: Outcome | None
+    value: float | None = None
+    best_epoch: int | None = None
+    reason: str | None = None
+    failure: Kind | None = None
+    trouble: str | None = None
+    bug: str | None = None
+    duplicate: Duplicate | None = None
+    waits: bool = False
+    space_is_over: str | None = None
+
+    @property
+    def duplicate_of(self) -> int | None:
+        """The number of the trial whose result it has."""
+        return None if self.duplicate is None else self.duplicate.trial_number
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,355 @@
+"""The two groups of commands: `dlnn-search data`, for data sets, and `dlnn-search storage`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dlnn_search.cli.options import StorageOption, database_url_of, open_known, storage_words
+from dlnn_search.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dlnn_search.archive.backup import Copied
+    from dlnn_search.config.data import Data
+
+data_app = typer.Typer(no_args_is_help=True)
+storage_app = typer.Typer(no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="mnist, fashion-mnist or clocks.")]
+Source = Annotated[
+    str | None, typer.Option(help="Clocks: auto, course or rendered. [default: auto]")
+]
+Size = Annotated[int | None, typer.Option(help="Clocks: edge in pixels, 32 to 300. [default: 150]")]
+ImagesPerTime = Annotated[
+    int | None, typer.Option(help="Rendered clocks: for each of 720 times. [default: 25]")
+]
+AzimuthSpread = Annotated[
+    float | None,
+    typer.Option(help="Rendered clocks: dials turned by at most this, radians. [default: pi]"),
+]
+Difficulty = Annotated[
+    float | None,
+    typer.Option(help="Rendered clocks: 0 (plain and frontal) to 1. [default: 1]"),
+]
+
+#: Wide enough for any path where the table is read by a program.
+PIPE_COLUMNS = 400
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """List the data sets, and what this machine has of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dlnn_search.data.catalog import catalog
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("variant")
+    table.add_column("state", no_wrap=True)
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("on disk", justify="right", no_wrap=True)
+    table.add_column("where", overflow="fold")
+    for entry in catalog():
+        table.add_row(
+            entry.name,
+            entry.variant,
+            entry.state,
+            "" if entry.n_images is None else f"{entry.n_images:,}",
+            "" if entry.n_bytes is None else _megabytes(entry.n_bytes),
+            entry.where,
+        )
+    console = Console(
+        width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False, highlight=False
+    )
+    console.print(table)
+
+
+@data_app.command("prepare")
+def prepare(
+    name: Name,
+    source: Source = None,
+    size: Size = None,
+    images_per_time: ImagesPerTime = None,
+    azimuth_spread: AzimuthSpread = None,
+    difficulty: Difficulty = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", "--render-seed", help="Rendered clocks: which ones. [default: 0]"),
+    ] = None,
+) -> None:
+    """Prepare a data set now, so that no worker has to wait for it."""
+    from dlnn_search.data import prepare_data
+    from dlnn_search.data.catalog import size_of
+
+    data = _data(
+        name,
+        source=source,
+        image_size=size,
+        images_per_time=images_per_time,
+        azimuth_spread=azimuth_spread,
+        difficulty=difficulty,
+        render_seed=seed,
+    )
+    folder = prepare_data(data)[0]
+    n_images, n_bytes = size_of(folder)
+    typer.echo(f"Prepared {n_images:,} images ({_megabytes(n_bytes)}) in {folder}")
+
+
+@data_app.command("import")
+def import_data(
+    name: Annotated[str, typer.Argument(help="clocks, the only set that is imported.")],
+    images: Annotated[Path, typer.Argument(help="The course's images.npy.")],
+    labels: Annotated[Path, typer.Argument(help="The course's labels.npy.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace another set that was imported.")
+    ] = False,
+) -> None:
+    """Copy the course's clock pictures to where data sets are kept."""
+    from dlnn_search.data.sources import import_clocks
+
+    if _known(name) != "clocks":
+        raise UsageError(
+            f"Only 'clocks' are imported, got '{name}'. Put the files of '{name}' into a folder, "
+            f"set DLNN_SEARCH_DATA to it, and run 'dlnn-search data prepare {name}'."
+        )
+    course = import_clocks(images, labels, replace=replace)
+    typer.echo(f"Imported {course.n:,} clocks of {course.edge} px into {course.folder}")
+
+
+@data_app.command("preview")
+def preview(
+    name: Name,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The PNG to draw, replaced if it is there.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Which training pictures to take.")] = 0,
+    source: Source = None,
+    size: Size = None,
+    images_per_time: ImagesPerTime = None,
+    azimuth_spread: AzimuthSpread = None,
+    difficulty: Difficulty = None,
+    render_seed: Annotated[
+        int | None, typer.Option(help="Rendered clocks: which ones. [default: 0]")
+    ] = None,
+) -> None:
+    """Draw a labelled grid of training pictures."""
+    data = _data(
+        name,
+        source=source,
+        image_size=size,
+        images_per_time=images_per_time,
+        azimuth_spread=azimuth_spread,
+        difficulty=difficulty,
+        render_seed=render_seed,
+    )
+    from dlnn_search.data.catalog import draw_preview
+
+    n_images = draw_preview(data, output, seed=seed)
+    typer.echo(f"Drew {n_images} training pictures into {output}")
+
+
+def _known(name: str) -> str:
+    names = ("mnist", "fashion-mnist", "clocks")
+    if name not in names:
+        raise UsageError(f"Unknown data set '{name}'.{did_you_mean(name, names)}")
+    return name
+
+
+def _data(name: str, **options: Any) -> Data:
+    """Return the data that a command's options describe, its source resolved."""
+    from pydantic import ValidationError
+
+    from dlnn_search.config import Clocks, FashionMnist, Mnist, explain
+    from dlnn_search.data import resolve
+
+    given = {option: value for option, value in options.items() if value is not None}
+    if _known(name) != "clocks":
+        if given:
+            raise UsageError(
+                f"Expected no options for '{name}', got {_flags(given)}: these are for clocks."
+            )
+        return (Mnist if name == "mnist" else FashionMnist).model_validate({})
+    try:
+        data = resolve(Clocks(**given))
+    except ValidationError as error:
+        raise UsageError(f"These clocks can't be:\n{explain(error)}") from error
+    assert isinstance(data, Clocks)
+    drawn = {option: given[option] for option in given if option not in ("source", "image_size")}
+    if data.source == "course" and drawn:
+        raise UsageError(
+            f"The course's clocks take --size only, got {_flags(drawn)}. "
+            f"Add --source rendered to have clocks rendered."
+        )
+    return data
+
+
+def _flags(options: dict[str, Any]) -> str:
+    flags = {"image_size": "--size", "render_seed": "--seed"}
+    return ", ".join(
+        flags.get(option, f"--{option.replace('_', '-')}") for option in sorted(options)
+    )
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
+
+
+Studies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", show_default=False)]
+
+
+@storage_app.command("info")
+def info(storage: StorageOption = None) -> None:
+    """Say which database it is, its versions, its size, and what it holds."""
+    from dlnn_search.storage.studies import describe
+
+    with open_known("storage info", storage) as database:
+        facts = describe(database)
+        width = max(len(about) for about, _ in facts)
+        for about, words in facts:
+            print(f"{about:<{width}}  {words}")
+
+
+@storage_app.command("upgrade")
+def upgrade(storage: StorageOption = None) -> None:
+    """Bring an older database's tables to this program's version."""
+    from dlnn_search.storage.database import shown, upgrade_database
+
+    url = database_url_of(storage)
+    before, now = upgrade_database(url)
+    if before == now:
+        print(f"{shown(url)} has version {now} of our tables already.")
+    else:
+        print(f"Upgraded {shown(url)} from version {before} to {now} of our tables.")
+
+
+@storage_app.command("backup")
+def backup(
+    studies: Studies = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write (zip).")
+    ] = Path("dlnn-backup.zip"),
+    everything: Annotated[
+        bool, typer.Option("--all", help="All studies, and the whole ledger.")
+    ] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Write studies into one file, as they are now; workers go on meanwhile."""
+    from dlnn_search.archive.backup import back_up
+
+    if bool(studies) == everything:
+        raise UsageError(
+            "Expected either the names of studies or --all, got "
+            + ("both." if studies else "neither: dlnn-search storage backup --all -o FILE")
+        )
+    with open_known("storage backup", storage) as database:
+        copied, n_bytes = back_up(database, None if everything else studies, output)
+    _print_copied(copied)
+    print(f"Wrote {output} ({_megabytes(n_bytes)})")
+
+
+@storage_app.command("restore")
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of 'storage backup'.")],
+    new_name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="The study's name from now on.")
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="STUDY", help="Only this one of the file's.")
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Write a backup's studies into a database, of either kind; it may be empty."""
+    from dlnn_search.archive.backup import restore as run
+    from dlnn_search.archive.file import BackupReader
+    from dlnn_search.storage.database import open_database
+    from dlnn_search.study import NAME_PATTERN
+
+    if new_name is not None and not NAME_PATTERN.fullmatch(new_name):
+        raise UsageError(
+            "Expected a name of at most 100 small letters, digits, '-' and '_', "
+            f"got --as '{new_name}'."
+        )
+    BackupReader(file).close()  # a damaged file makes no database
+    with open_database(database_url_of(storage), create=True) as database:
+        copied = run(database, file, new_name=new_name, only=study)
+        shown = database.shown
+    _print_copied(copied)
+    print(f"Restored into {shown}. Go on: dlnn-search start STUDY{storage_words(storage)}")
+    if new_name is not None:
+        print(
+            f"A study file named {new_name.replace('-', '_')}.py with the same contents goes on "
+            f"with '{new_name}'."
+        )
+
+
+@storage_app.command("migrate-from")
+def migrate_from(
+    source: Annotated[
+        str, typer.Argument(metavar="URL", help="The database to move from, sqlite:///FILE.")
+    ],
+    study: Annotated[
+        list[str] | None,
+        typer.Option("--study", metavar="STUDY", help="Only this one; may be given repeatedly."),
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Move studies here from another database, everything along."""
+    from dlnn_search.archive.backup import migrate
+    from dlnn_search.storage.database import database_url, open_database
+
+    url, here = database_url(source), database_url_of(storage)
+    if url == here:
+        raise UsageError("Expected two databases: the one to move to is named with --storage.")
+    with open_database(url, create=False) as origin:
+        with open_database(here, create=True) as target:
+            copied = migrate(origin, target, study)
+            shown = target.shown
+        _print_copied(copied)
+        print(
+            f"Moved to {shown}, and read again there: all rows are equal. What {origin.shown} "
+            "holds of it stays to look at, and is not searched on."
+        )
+
+
+@storage_app.command("sweep")
+def sweep(
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it; without, only say what there is.")
+    ] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Find files that no study needs, and remove them if asked."""
+    from dlnn_search.storage.checkpoints import find_orphans, remove
+
+    with open_known("storage sweep", storage) as database:
+        orphans = find_orphans(database)
+        for orphan in orphans:
+            where = "" if orphan.path is None else f"  {orphan.path}"
+            print(f"{orphan.size_bytes / 1e6:>10,.1f} MB  {orphan.why}{where}")
+        n_bytes = sum(orphan.size_bytes for orphan in orphans)
+        if not orphans:
+            print(f"Nothing to sweep in {database.files}")
+        elif delete:
+            n_gone, n_bytes = remove(database, orphans)
+            print(f"Removed {n_gone} of {len(orphans)}, {_megabytes(n_bytes)}")
+        else:
+            print(f"{len(orphans)}, {_megabytes(n_bytes)}. Remove them with --delete.")
+
+
+def _print_copied(copied: Sequence[Copied]) -> None:
+    from dlnn_search.archive.backup import words_of
+
+    for study in copied:
+        words = f"{study.name}: {words_of(study.counts)}, {study.n_checkpoints} checkpoints"
+        if study.n_unreachable:
+            words += (
+                f"; {study.n_unreachable} checkpoints are not within reach: such trials start over"
+            )
+        print(words)

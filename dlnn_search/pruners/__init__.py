@@ -1,1 +1,0 @@
-"""Pruners for any Optuna study, and when a search has converged."""
