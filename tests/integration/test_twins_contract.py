@@ -228,6 +228,21 @@ def test_no_fresh_slot_is_begun_while_one_waits_for_a_space_that_brings_nothing_
     assert claimed(slots).number == 2
 
 
+def test_when_a_space_is_used_up_no_slot_waits_for_it_any_more(
+    database: Database, slots: Slots, study_id: int
+) -> None:
+    first, second, third = claimed(slots), claimed(slots), claimed(slots)
+    find_duplicate(database, study_id, first, "same")
+    for slot in (second, third):
+        assert wait_for_space(database, study_id, slot, None)
+    slots.settle(first, "complete", value=0.5)
+    again = claimed(slots)
+    assert again.id == second.id
+    assert not wait_for_space(database, study_id, again, None)
+    row = row_of(database, third)
+    assert (row["state"], row["waiting_reason"], row["waits_for"]) == ("open", None, None)
+
+
 def test_who_drew_only_what_was_trained_asks_again_when_that_is_settled(
     database: Database, slots: Slots, study_id: int
 ) -> None:
