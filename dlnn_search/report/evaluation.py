@@ -146,12 +146,7 @@ def print_crossvalidation(console: Console, config: Config, validated: Sequence[
         )
     console.print(table)
     console.print("\nOn the folds:")
-    for name in validated[0].metrics:
-        if name == "train_loss":
-            continue
-        words = spread_words(name, [one.metrics[name] for one in validated], "fold")
-        style = "bold green" if name == metric else None
-        console.print(f"  {metric_name(name)}: {words}", style=style)
+    _print_spreads(console, metric, [one.metrics for one in validated], "fold")
     console.print(
         "Each fold chose its own best epoch, so these are a little too good; the test split "
         "stayed closed."
@@ -256,11 +251,7 @@ def print_evaluation(
         )
     console.print(table)
     console.print("\nOn the test split:")
-    for name in tested[0].metrics:
-        console.print(
-            f"  {metric_name(name)}: {spread_words(name, [one.metrics[name] for one in tested])}",
-            style="bold green" if name == metric else None,
-        )
+    _print_spreads(console, metric, [one.metrics for one in tested], "seed")
     if origin is not None:
         console.print(search_words(origin))
     console.print(
@@ -270,7 +261,17 @@ def print_evaluation(
     console.print(f"Models, predictions and pictures are in {folder}/")
 
 
-def spread_words(name: str, values: Sequence[float], what: str = "seed") -> str:
+def _print_spreads(
+    console: Console, metric: str, measured: Sequence[Mapping[str, float]], what: str
+) -> None:
+    for name in measured[0]:
+        if name != "train_loss":
+            words = spread_words(name, [one[name] for one in measured], what)
+            style = "bold green" if name == metric else None
+            console.print(f"  {metric_name(name)}: {words}", style=style)
+
+
+def spread_words(name: str, values: Sequence[float], what: str) -> str:
     """Return `mean ± standard deviation (lowest to highest)`, or the one value there is."""
     if len(values) == 1:
         return f"{metric_value(name, values[0])} (one {what}: no spread)"

@@ -6,7 +6,7 @@ same config at the same moment do not both train it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -235,13 +235,5 @@ def _first(connection: Connection, study_id: int, slot: Slot, fingerprint: str) 
 
 
 def _duplicate(row: sa.Row[Any]) -> Duplicate:
-    return Duplicate(
-        row.id,
-        row.number,
-        row.trial_number,
-        row.outcome,
-        row.value,
-        row.best_epoch,
-        row.failure,
-        row.reason,
-    )
+    named = {field.name: getattr(row, field.name) for field in fields(Duplicate)[1:]}
+    return Duplicate(row.id, **named)

@@ -459,14 +459,4 @@ def _lost(slot: Slot) -> LostLeaseError:
 
 
 def _slot(row: RowMapping) -> Slot:
-    return Slot(
-        id=row["id"],
-        number=row["number"],
-        fence=row["fence"],
-        losses=row["losses"],
-        trial_id=row["trial_id"],
-        trial_number=row["trial_number"],
-        config=row["config"],
-        memory_failures=row["memory_failures"],
-        worker=row["worker"],
-    )
+    return Slot(**{field.name: row[field.name] for field in fields(Slot)})

@@ -13,7 +13,7 @@ from dlnn_search.results.status import shown_curves
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, add_points
+from dlnn_search.storage.trials import Point, add_points, trials_of
 
 from .slot_life import DEFINITION, claimed, set_slot
 
@@ -61,3 +61,37 @@ def test_of_equal_trials_the_first_is_the_best_and_a_failed_one_never(database: 
         "trial 2",
         "trial 3",
     ]
+
+
+def test_trials_are_read_by_number_the_latest_or_the_best_first(database: Database) -> None:
+    study = register(database, "some-study", DEFINITION)
+    slots = Slots(database, study.id)
+    slots.extend_to(5)
+    rows: list[dict[str, Any]] = [
+        {"state": "done", "outcome": "complete", "value": 0.8},
+        {"state": "done", "outcome": "failed", "failure": "diverged", "reason": "NaN"},
+        {"state": "done", "outcome": "complete", "value": 0.9},
+        {"state": "waiting", "waiting_reason": "duplicate"},
+    ]
+    for number, row in enumerate(rows):
+        slot = claimed(slots)
+        points = [Point(epoch, {"accuracy": 0.5}, 2.0, 1e3) for epoch in range(1, number + 1)]
+        assert add_points(database, slot.id, slot.fence, points)
+        set_slot(database, slot, trial_number=number, **row)
+    given = claimed(slots)
+    set_slot(database, given, config={"training": {"seed": 3}}, state="open")
+
+    def numbers(**which: Any) -> list[int]:
+        return [trial.number for trial in trials_of(database, study, **which)]
+
+    assert numbers() == [0, 1, 2, 3]
+    assert numbers(order="latest", limit=2) == [3, 2]
+    assert numbers(order="best") == [3, 2, 0, 1], "unsettled first, without a value last"
+    assert numbers(outcome="complete", order="best", limit=1) == [2]
+    assert numbers(number=1) == numbers(failure="diverged") == [1]
+    assert numbers(begun=False) == [-1], "the one with a config"
+    first, failed, best, waiting = trials_of(database, study)
+    assert (first.epochs_done, best.epochs_done, best.seconds) == (0, 2, 4.0)
+    assert (failed.outcome, failed.reason, failed.is_settled) == ("failed", "NaN", True)
+    assert (waiting.outcome, waiting.is_settled) == ("waiting", False)
+    assert waiting.reason is not None and "another trial" in waiting.reason
