@@ -537,15 +537,14 @@ class HeldTrial:
         """
         search, slot_id = self.search, self.slot.id
         database, metric = search.database, search.study.metric
-        search.retrying(
-            lambda: database.at_once(
-                *settle,
-                lambda: write_note(self.trial, slot_id, verdict, database, metric),
-                lambda: self._tell(verdict),
-                lambda: search.slots.mark_told(slot_id),
-                self._look,
-            )
+        parts = (
+            *settle,
+            partial(write_note, self.trial, slot_id, verdict, database, metric),
+            partial(self._tell, verdict),
+            partial(search.slots.mark_told, slot_id),
+            self._look,
         )
+        search.retrying(partial(database.at_once, *parts))
         value = "" if verdict.value is None else f", {metric} {verdict.value:.6g}"
         log.info("Trial %d is %s%s.", self.trial.number, verdict.outcome, value)
         keep = search.study.keep_checkpoints
