@@ -13,13 +13,13 @@ from dlnn_search.config import Config, Mlp, Mnist
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, add_point
+from dlnn_search.storage.trials import Point
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import note_config
+from .slot_life import add_point, note_config
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

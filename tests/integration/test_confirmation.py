@@ -24,13 +24,13 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, linked, parent_of, register, seeds_of
-from dlnn_search.storage.trials import Point, add_point
+from dlnn_search.storage.trials import Point
 from dlnn_search.study import Study as AnyStudy
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import note_config
+from .slot_life import add_point, note_config
 
 Value = Callable[[Config], float | None]
 

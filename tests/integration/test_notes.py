@@ -8,11 +8,12 @@ import pytest
 from optuna_dashboard import get_note
 
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.trials import Point, add_point
+from dlnn_search.storage.trials import Point
 from dlnn_search.worker import reports as module
 from dlnn_search.worker.reports import write_note
 from dlnn_search.worker.verdict import Verdict
 
+from .slot_life import add_point
 from .trials_of_a_study import Searched, study_of
 
 

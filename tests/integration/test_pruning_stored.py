@@ -11,10 +11,10 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import find_duplicate, settle_like
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, StoredRungValues, add_point
+from dlnn_search.storage.trials import Point, StoredRungValues
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
-from .slot_life import DEFINITION
+from .slot_life import DEFINITION, add_point
 
 
 def space(trial: optuna.Trial) -> Config:

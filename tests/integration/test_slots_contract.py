@@ -13,9 +13,9 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, add_point, curve_of_slot
+from dlnn_search.storage.trials import Point, curve_of_slot
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of
+from .slot_life import DEFINITION, add_point, claimed, let_the_lease_end, note_config, row_of
 
 
 @pytest.fixture

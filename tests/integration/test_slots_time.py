@@ -13,10 +13,11 @@ from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots, settle_held
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, add_point
+from dlnn_search.storage.trials import Point
 
 from .slot_life import (
     DEFINITION,
+    add_point,
     claimed,
     let_the_lease_end,
     note_config,

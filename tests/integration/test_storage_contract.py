@@ -19,9 +19,11 @@ from dlnn_search.storage.ledger import LedgerEntry, openings
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import MAX_DIFFERENCES, all_studies, find, register
-from dlnn_search.storage.trials import Point, add_point, curve_of_slot
+from dlnn_search.storage.trials import Point, curve_of_slot
 from dlnn_search.storage.workers import Presence, new_worker_name
 from dlnn_search.study import Halving, Quick, RandomSearch, Study
+
+from .slot_life import add_point
 
 SOURCE = '''\
 """A study for tests."""

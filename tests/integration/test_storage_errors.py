@@ -34,10 +34,12 @@ from dlnn_search.storage.database import (
 from dlnn_search.storage.schema import SCHEMA_VERSION
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, add_point, curve_of_slot
+from dlnn_search.storage.trials import Point, curve_of_slot
 from dlnn_search.study import Study
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker
+
+from .slot_life import add_point
 
 PASSWORD = "s3cret{word}"
 AND_QUOTED = "s3cret%7Bword%7D"

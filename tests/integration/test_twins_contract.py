@@ -21,10 +21,10 @@ from dlnn_search.storage.duplicates import (
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
 from dlnn_search.storage.studies import all_studies, register
-from dlnn_search.storage.trials import Point, add_point, curve_of_slot, trials_of
+from dlnn_search.storage.trials import Point, curve_of_slot, trials_of
 from dlnn_search.storage.workers import last_events
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot
+from .slot_life import DEFINITION, add_point, claimed, let_the_lease_end, row_of, set_slot
 
 
 @pytest.fixture

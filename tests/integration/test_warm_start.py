@@ -25,11 +25,12 @@ from dlnn_search.storage.control import orders
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
-from dlnn_search.storage.trials import Point, add_point
+from dlnn_search.storage.trials import Point
 from dlnn_search.worker.first_trials import example_config
 from dlnn_search.worker.joining import converged_words, settle, stop_if_converged
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
+from .slot_life import add_point
 from .test_confirmation import work_off
 
 

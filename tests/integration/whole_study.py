@@ -15,14 +15,14 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, add_point
+from dlnn_search.storage.trials import Point
 from dlnn_search.storage.workers import add_event
 from dlnn_search.study import Halving, Study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import note_config
+from .slot_life import add_point, note_config
 
 
 def space(trial: optuna.Trial) -> Config:
