@@ -44,15 +44,6 @@ class Kept:
     epochs: int
 
 
-def add_point(database: Database, slot_id: int, fence: int, point: Point) -> bool:
-    """Store an epoch, unless the slot was claimed by another worker since, or it is there.
-
-    Returns:
-        Whether the fence still holds.
-    """
-    return add_points(database, slot_id, fence, [point])
-
-
 def add_points(
     database: Database,
     slot_id: int,

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
-from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
@@ -58,8 +58,8 @@ def searched(sqlite_database: Database) -> Database:
         slots.begin(slot, trial._trial_id, trial.number)
         note_config(sqlite_database, slot, STUDY.config(trial).model_dump(mode="json"))
         for epoch in range(1, EPOCHS + 1):
-            add_point(
-                sqlite_database, slot.id, slot.fence, Point(epoch, {"loss": 1 / epoch}, 0.1, 1e4)
+            add_points(
+                sqlite_database, slot.id, slot.fence, [Point(epoch, {"loss": 1 / epoch}, 0.1, 1e4)]
             )
             trial.report(1 / epoch, epoch)
         slots.settle(slot, "complete", value=1 / EPOCHS, best_epoch=EPOCHS)

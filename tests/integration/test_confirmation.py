@@ -20,7 +20,7 @@ from dlnn_search.errors import UsageError
 from dlnn_search.results.comparison import compared, differences, importances
 from dlnn_search.results.confirmation import Candidate, Confirmation, confirmation, retuning
 from dlnn_search.storage.control import keep_rate, kept_rate
-from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
@@ -71,7 +71,7 @@ def work_off(database: Database, study: AnyStudy, value: Value, n: int | None = 
         outcome = "failed" if reached is None else "complete"
         if reached is not None:
             metrics = {study.metric: reached}
-            add_point(database, slot.id, slot.fence, Point(1, metrics, 2.0, 1.0))
+            add_points(database, slot.id, slot.fence, [Point(1, metrics, 2.0, 1.0)])
         queue.settle(slot, outcome, value=reached, best_epoch=1)  # type: ignore[arg-type]
         tell(optuna_study, trial._trial_id, Verdict(outcome, value=reached))  # type: ignore[arg-type]
 

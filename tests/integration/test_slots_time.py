@@ -9,7 +9,7 @@ import pytest
 
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import set_control
-from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots, settle_held
@@ -132,8 +132,8 @@ def test_wall_time_of_workers_that_crashed_ends_with_the_last_lease(
         "claim",
         "renew",
         "begin",
-        "add_point",
-        "find_twin",
+        "add_points",
+        "note_config",
         "settle",
         "release",
     ],
@@ -158,8 +158,8 @@ def test_time_in_which_a_machine_was_off_or_suspended_is_used_by_nobody(
         "claim": lambda: slots.claim("other"),
         "renew": lambda: slots.renew(slot),
         "begin": lambda: slots.begin(slot, 1, 0),
-        "add_point": lambda: add_point(database, slot.id, slot.fence, Point(1, {}, 1.0, 1.0)),
-        "find_twin": lambda: note_config(database, slot, {}),
+        "add_points": lambda: add_points(database, slot.id, slot.fence, [Point(1, {}, 1.0, 1.0)]),
+        "note_config": lambda: note_config(database, slot, {}),
         "settle": lambda: slots.settle(slot, "complete", value=1.0),
         "release": lambda: slots.release(slot),
     }

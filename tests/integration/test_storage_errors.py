@@ -23,7 +23,7 @@ from dlnn_search.cli.options import storage_words
 from dlnn_search.config import Config, Mnist
 from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
 from dlnn_search.storage import schema
-from dlnn_search.storage.curves import Point, add_point, curve_of_slot
+from dlnn_search.storage.curves import Point, add_points, curve_of_slot
 from dlnn_search.storage.database import (
     DEFAULT_URL,
     Database,
@@ -491,7 +491,7 @@ def fill(database: Database, slot: Slot, message: str) -> int:
     metrics = {f"some_metric_{n}": n / 7 for n in range(50)}
     for epoch in range(1, 10_000):
         try:
-            assert add_point(database, slot.id, slot.fence, Point(epoch, metrics, 1.0, 1.0))
+            assert add_points(database, slot.id, slot.fence, [Point(epoch, metrics, 1.0, 1.0)])
         except StorageError as error:
             assert database.shown in str(error)
             assert re.search(message, str(error))

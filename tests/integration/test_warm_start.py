@@ -22,7 +22,7 @@ from dlnn_search import (
 from dlnn_search.commands.warm_start import WarmStart, agreeing, warm_start
 from dlnn_search.errors import UsageError
 from dlnn_search.storage.control import orders
-from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
@@ -184,7 +184,7 @@ def search(database: Database, study: Study, n: int, noise: float) -> StoredStud
         value = 1 - float((random.uniform(-1, 1, 3) ** 2).sum()) / 3
         for epoch in range(1, 11):
             metrics = {"accuracy": value + noise * float(random.normal())}
-            add_point(database, slot.id, slot.fence, Point(epoch, metrics, 1.0, 1.0))
+            add_points(database, slot.id, slot.fence, [Point(epoch, metrics, 1.0, 1.0)])
         slots.settle(slot, "complete", value=value, best_epoch=1)
     return stored
 

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from dlnn_search.config import Config, Mlp, Mnist, Origin, Training
 from dlnn_search.files import slot_path
 from dlnn_search.storage.checkpoints import settle_checkpoint
-from dlnn_search.storage.curves import Point, add_point
+from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.storage.slots import Slot, Slots
@@ -100,7 +100,7 @@ def _train(database: Database, slot: Slot, trial: optuna.Trial, name: str) -> No
     (folder / "last-12.npz").write_bytes(checkpoint(slot.number))
     for epoch in (1, 2):
         point = Point(epoch, {"loss": 1 / (3 + epoch), "accuracy": 0.1 * epoch}, 1.5, 1e4 / 3)
-        assert add_point(database, slot.id, slot.fence, point)
+        assert add_points(database, slot.id, slot.fence, [point])
         trial.report(0.1 * epoch if slot.number else float("inf"), step=epoch)
     trial.set_user_attr("list", [1, {"a": None}])
     trial.storage.set_trial_system_attr(trial._trial_id, "completed_rung_0", 1 / 3)

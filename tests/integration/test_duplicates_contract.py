@@ -10,7 +10,7 @@ from dlnn_search.report.live import budget_words
 from dlnn_search.results.status import all_trials, study_status
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import set_control, set_reuse
-from dlnn_search.storage.curves import Point, add_point, curve_of_slot
+from dlnn_search.storage.curves import Point, add_points, curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import (
     Duplicate,
@@ -45,7 +45,9 @@ def trained(database: Database, slots: Slots, study_id: int, **outcome: Any) -> 
     slots.begin(slot, 77, 7)
     assert find_duplicate(database, study_id, slot, "same") is None
     for epoch in (1, 2):
-        assert add_point(database, slot.id, slot.fence, Point(epoch, {"loss": 1 / epoch}, 2.0, 9.0))
+        assert add_points(
+            database, slot.id, slot.fence, [Point(epoch, {"loss": 1 / epoch}, 2.0, 9.0)]
+        )
     slots.settle(slot, **outcome)
     return slot
 
@@ -65,7 +67,7 @@ def test_a_config_that_was_trained_gives_its_result_and_curve(
     first = trained(database, slots, study_id, **outcome)
     second = claimed(slots, "w2")
     slots.begin(second, 78, 8)
-    assert add_point(database, second.id, second.fence, Point(1, {"loss": 9.0}, 1.0, 1.0))
+    assert add_points(database, second.id, second.fence, [Point(1, {"loss": 9.0}, 1.0, 1.0)])
     duplicate = find_duplicate(database, study_id, second, "same")
     assert duplicate is not None and (duplicate.slot_id, duplicate.outcome) == (
         first.id,
