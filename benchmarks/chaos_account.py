@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from dlnn_search.config import Config
-from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import artifacts, events, slots, studies
+from dlnn_search.storage.trials import Point, curve_of_slot
 
 _STATES = {
     "complete": TrialState.COMPLETE,

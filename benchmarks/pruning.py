@@ -32,10 +32,9 @@ from optuna.trial import TrialState
 
 from dlnn_search.metrics import DIRECTIONS, is_better
 from dlnn_search.pruners import HalvingPruner, Reached
-from dlnn_search.results.status import all_trials
-from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.studies import all_studies
+from dlnn_search.storage.trials import Point, curve_of_slot, trials_of
 from dlnn_search.study import Halving
 from dlnn_search.study.finding import load_study
 from dlnn_search.worker.optuna_study import threshold
@@ -134,7 +133,7 @@ def read(url: str, name: str | None) -> Recording:
         stored = known[name] if name else next(iter(known.values()))
         curves = [
             curve_of_slot(database, trial.slot_id)
-            for trial in all_trials(database, stored)
+            for trial in trials_of(database, stored)
             if trial.outcome == "complete"
         ]
     finally:

@@ -207,7 +207,7 @@ Studies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", show_
 @storage_app.command("info")
 def info(storage: StorageOption = None) -> None:
     """Say which database it is, its versions, its size, and what it holds."""
-    from dlnn_search.storage.studies import describe
+    from dlnn_search.storage.halves import describe
 
     with open_known("storage info", storage) as database:
         facts = describe(database)

@@ -41,7 +41,9 @@ def regions(
     """Show how the space narrowed, stage by stage."""
     import optuna
 
-    from dlnn_search.report.figures import narrowing_figure, narrowing_of, print_narrowing
+    from dlnn_search.report.figures import narrowing_figure
+    from dlnn_search.report.tables import print_narrowing
+    from dlnn_search.results.comparison import narrowing_of
     from dlnn_search.storage.database import storage_errors
 
     if output is not None and output.suffix.lower() != ".html":
@@ -94,7 +96,8 @@ def lr_range(
 ) -> None:
     """Find the learning rates at which a network learns (range test)."""
     from dlnn_search.commands.trying import make_test, subject_of, write_sweep
-    from dlnn_search.report.figures import print_sweep, sweep_page
+    from dlnn_search.report.figures import sweep_page
+    from dlnn_search.report.tables import print_sweep
     from dlnn_search.training.runtime import import_tensorflow
 
     url = database_url_of(storage)
@@ -130,7 +133,7 @@ def confirm(
 ) -> None:
     """Train the best trials again with fresh seeds; rank them by the mean."""
     from dlnn_search.commands.confirm import plan_confirmation
-    from dlnn_search.results.confirmation import confirmation_figure
+    from dlnn_search.report.figures import confirmation_figure
 
     url = database_url_of(storage)
     with open_study("confirm", study, storage) as (database, stored):
@@ -155,7 +158,8 @@ def retune(
 ) -> None:
     """Train the selected config at learning rates around its own."""
     from dlnn_search.commands.confirm import plan_retuning
-    from dlnn_search.results.confirmation import print_retuning, retuning
+    from dlnn_search.report.evaluation import print_retuning
+    from dlnn_search.results.confirmation import retuning
 
     console, url = make_console(), database_url_of(storage)
     with open_study("retune", study, storage) as (database, stored):
@@ -175,7 +179,8 @@ def print_linked(name: str, url: str, where: str) -> None:
         url: Of the database.
         where: The option that names the database, if one was given.
     """
-    from dlnn_search.results.confirmation import print_retuning, retuning
+    from dlnn_search.report.evaluation import print_retuning
+    from dlnn_search.results.confirmation import retuning
     from dlnn_search.storage.database import open_database
     from dlnn_search.storage.halves import parent_and_kind
     from dlnn_search.storage.studies import find
@@ -191,7 +196,8 @@ def print_linked(name: str, url: str, where: str) -> None:
 
 
 def _print_confirmation(database: Database, stored: StoredStudy) -> Confirmation:
-    from dlnn_search.results.confirmation import confirmation, print_confirmation
+    from dlnn_search.report.evaluation import print_confirmation
+    from dlnn_search.results.confirmation import confirmation
 
     result = confirmation(database, stored)
     assert result is not None  # it was planned
@@ -251,7 +257,8 @@ def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> boo
 
 def importance(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show which parameters mattered."""
-    from dlnn_search.results.comparison import importances, print_importances
+    from dlnn_search.report.tables import print_importances
+    from dlnn_search.results.comparison import importances
 
     with open_study("importance", study, storage) as (database, stored):
         print_importances(make_console(), stored, importances(database, stored))
@@ -268,8 +275,9 @@ def compare(
     storage: StorageOption = None,
 ) -> None:
     """Compare studies: the best so far at equal budgets."""
-    from dlnn_search.report.figures import page_of, write_page
-    from dlnn_search.results.comparison import compared, comparison_figures, print_comparison
+    from dlnn_search.report.figures import comparison_figures, page_of, write_page
+    from dlnn_search.report.tables import print_comparison
+    from dlnn_search.results.comparison import compared
     from dlnn_search.storage.studies import find
 
     with open_known("compare", storage) as database:

@@ -36,10 +36,10 @@ MAX_FOLDS = 100
 def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     """List a study's trials with their parameters."""
     from dlnn_search.report.tables import print_trials
-    from dlnn_search.results.status import all_trials
+    from dlnn_search.storage.trials import trials_of
 
     with open_study("trials", study, storage) as (database, stored):
-        rows = all_trials(database, stored)
+        rows = trials_of(database, stored)
         if not rows:
             print(f"'{study}' has no trial yet.")
             return
@@ -50,7 +50,7 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show a study's best trial: value, parameters, metrics."""
     from dlnn_search.report.tables import print_best
     from dlnn_search.results.status import best_trials
-    from dlnn_search.storage.curves import curve_of_slot
+    from dlnn_search.storage.trials import curve_of_slot
 
     with open_study("best", study, storage) as (database, stored):
         found = best_trials(database, stored, 1)
@@ -162,7 +162,9 @@ def evaluate(
     storage: StorageOption = None,
 ) -> None:
     """Train a config anew, and test it once, on record."""
+    from dlnn_search.config import title_of
     from dlnn_search.storage.database import open_database
+    from dlnn_search.storage.ledger import openings
 
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
@@ -179,7 +181,8 @@ def evaluate(
         )
         with progress(read, planned.seeds) as on_epoch:
             tested = run(planned, database, on_epoch=on_epoch)
-        print_evaluation(make_console(), read, tested, planned.output, database)
+        n_openings = sum(one.data == title_of(read.data) for one in openings(database))
+        print_evaluation(make_console(), read, tested, planned.output, n_openings)
 
 
 def crossvalidate(

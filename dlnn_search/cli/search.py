@@ -28,11 +28,11 @@ StudyOrFile = Annotated[
 def studies(storage: StorageOption = None) -> None:
     """List the studies that come with dlnn-search."""
     from dlnn_search.report.tables import print_studies
+    from dlnn_search.results.status import statuses_at
     from dlnn_search.study.finding import built_in_studies, load_study
 
-    print_studies(
-        make_console(), [load_study(name) for name in built_in_studies()], database_url_of(storage)
-    )
+    known = statuses_at(database_url_of(storage))
+    print_studies(make_console(), [load_study(name) for name in built_in_studies()], known)
     print("\nStart one: dlnn-search start NAME --workers 2 [--quick]")
 
 
@@ -199,7 +199,15 @@ def start(
     if detach and not in_background:
         started = start_detached(loaded, arguments, options, url, wishes, say=say)
         if isinstance(started, Detached):
-            print_detached(console, loaded.name, started, where)
+            background = started.background
+            print_detached(
+                console,
+                loaded.name,
+                background.pid,
+                background.log,
+                where,
+                already=started.already,
+            )
             return
     else:
         started = run(

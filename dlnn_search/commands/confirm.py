@@ -24,7 +24,6 @@ from dlnn_search.storage.studies import (
     add_given,
     all_studies,
     check_not_renamed,
-    first_config,
     linked,
     parent_of,
     register,
@@ -32,6 +31,7 @@ from dlnn_search.storage.studies import (
     set_parent,
     short_hash,
 )
+from dlnn_search.storage.trials import trials_of
 from dlnn_search.study import NAME_PATTERN, RandomSearch, Study
 from dlnn_search.study.finding import bring_code, is_built_in, load_study
 from dlnn_search.worker.optuna_study import open_optuna_study
@@ -107,9 +107,9 @@ def find_study(name_or_file: str, url: str, *, quick: bool, study_file: str | No
     with open_database(url, create=False) as database:
         for stored in all_studies(database):
             if stored.name == name_or_file and parent_of(database, stored.id) is not None:
-                plain = first_config(database, stored.id)
-                if plain is not None:
-                    example = Config.model_validate(plain)
+                given = trials_of(database, stored, begun=False, limit=1)
+                if given:
+                    example = Config.model_validate(given[0].config)
                     study = _study(
                         stored.name, stored.metric, stored.direction, example, study_file
                     )

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from sqlalchemy.engine import make_url
 
 from dlnn_search._version import __version__
 from dlnn_search.data.catalog import catalog
@@ -24,6 +23,7 @@ from dlnn_search.data.prepared import prepared_root
 from dlnn_search.errors import DlnnSearchError
 from dlnn_search.machine import find_gpus, usable_cores
 from dlnn_search.storage.database import database_url, files_folder, open_database, shown
+from dlnn_search.storage.database.sqlite import file_of
 from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.studies import all_studies
 
@@ -177,8 +177,8 @@ def _database(storage: str | None) -> Iterator[Finding]:
         yield Finding("note", "PostgreSQL", "no driver: pip install 'dlnn-search[postgres]'")
     try:
         url = database_url(storage)
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        file = file_of(url)
+        if file is not None and not file.exists():
             yield Finding("good", "database", f"{shown(url)} will be made by the first start")
             return
         database = open_database(url, create=False, read_only=True)

@@ -9,8 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from dlnn_search._version import __version__
 from dlnn_search.config import Config, Origin, OwnModel
 from dlnn_search.data import image_shape
@@ -18,12 +16,13 @@ from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import written_whole
 from dlnn_search.metrics import count_words, metric_name, metric_value
 from dlnn_search.results.confirmation import Candidate, Confirmation, confirmation, interval_words
-from dlnn_search.results.status import TrialStatus, best_trials, count_complete
+from dlnn_search.results.status import best_trials
+from dlnn_search.storage.budget import counts_of
 from dlnn_search.storage.checkpoints import Artifact, artifacts_of, inside, place_of, sha256_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import linked_name
-from dlnn_search.storage.schema import slots
 from dlnn_search.storage.studies import StoredStudy, find, parent_of
+from dlnn_search.storage.trials import Trial, trials_of
 from dlnn_search.study.finding import bring_code
 from dlnn_search.training.checkpoint import OtherCheckpointError
 
@@ -152,7 +151,7 @@ def searched_configs(database: Database, study: StoredStudy, n: int) -> list[Con
 
 
 def _too_few_words(database: Database, study: StoredStudy, n: int, n_configs: int) -> str:
-    trials = count_words(count_complete(database, study), "complete trial")
+    trials = count_words(counts_of(database, study.id)["complete"], "complete trial")
     return (
         f"Asked for the best {n}: '{study.name}' has {trials}, "
         f"{count_words(n_configs, 'distinct config')}."
@@ -184,7 +183,7 @@ def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:
     )
 
 
-def config_of(study: StoredStudy, trial: TrialStatus) -> Config:
+def config_of(study: StoredStudy, trial: Trial) -> Config:
     """Return a trial's config with its origin."""
     origin = Origin(
         study=study.name,
@@ -320,14 +319,9 @@ def _kept_folder(database: Database, study_name: str, trial: int, name: str) -> 
 
 
 def _artifact(database: Database, study: StoredStudy, trial: int) -> Artifact | None:
-    with database.transaction() as connection:
-        row = connection.execute(
-            sa.select(slots.c.id, slots.c.reused_from).where(
-                slots.c.study_id == study.id, slots.c.trial_number == trial
-            )
-        ).one()
+    (found,) = trials_of(database, study, number=trial)
     # A result that was reused is another slot's, and so is its checkpoint.
-    slot_id = row.reused_from or row.id
+    slot_id = found.reused_from or found.slot_id
     kept = artifacts_of(database, study.id)
     return next((artifact for artifact in kept if artifact.slot_id == slot_id), None)
 

@@ -19,6 +19,7 @@ from dlnn_search.config import Clocks, Config, OwnData, OwnModel
 from dlnn_search.data import image_shape, load
 from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
 from dlnn_search.models.shapes import Shape, foreseen
+from dlnn_search.report.tables import Checked
 from dlnn_search.results.status import best_trials
 from dlnn_search.storage.control import keep_rate
 from dlnn_search.storage.database import open_database
@@ -42,26 +43,6 @@ BYTES_PER_PARAMETER = 16
 BYTES_PER_VALUE = 8
 #: The first step compiles; of these the fastest counts.
 N_TIMED_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One config of a space that was built and trained for a step.
-
-    Attributes:
-        error: Why it cannot work; None if it does.
-        memory_bytes: An estimate: weights, optimiser, and one batch's activations.
-        trial_seconds: An estimate from one step, for all epochs on this machine, alone on it.
-        is_refused: The space forbids these parameters, by `optuna.TrialPruned`: a search draws
-            others, and nothing was built.
-    """
-
-    params: dict[str, Any]
-    error: str | None
-    n_parameters: int = 0
-    memory_bytes: int = 0
-    trial_seconds: float = 0.0
-    is_refused: bool = False
 
 
 def validate(study: Study) -> Iterator[Checked]:

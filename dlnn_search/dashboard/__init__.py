@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import json
 import logging
 import os
 import re
@@ -24,14 +23,18 @@ from werkzeug.test import Client
 from werkzeug.wrappers import Request, Response
 
 from dlnn_search.commands.confirm import check_new_name
-from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate
-from dlnn_search.dashboard.curves import paint
+from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate, told
 from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.report.figures import learning_curves, narrowing_figure, put_into_dashboard
+from dlnn_search.results.comparison import narrowing_of
+from dlnn_search.results.status import shown_curves
 from dlnn_search.secret import hidden
+from dlnn_search.storage.budget import budget_use
 from dlnn_search.storage.database import Database, database_url, open_database
 from dlnn_search.storage.halves import delete_study, lost_words, rename_study
 from dlnn_search.storage.optuna import remembering
 from dlnn_search.storage.studies import StoredStudy, all_studies
+from dlnn_search.storage.trials import count_epochs
 
 VIEWER_STORAGE = "DLNN_SEARCH_VIEWER_STORAGE"
 VIEWER_STORAGE_PASSWORD = "DLNN_SEARCH_VIEWER_STORAGE_PASSWORD"
@@ -68,6 +71,9 @@ MAX_REQUEST_BYTES = 4 * 1024**2
 #: What optuna-dashboard asks for to delete, and to rename.
 _DELETED = re.compile(r"DELETE /api/studies/(\d+)")
 _RENAMED = re.compile(r"POST /api/studies/(\d+)/rename")
+REFRESH_SECONDS = 10.0
+FIGURE_ID = "learning-curves"
+REGIONS_ID = "regions"
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances/?")
@@ -178,10 +184,7 @@ def _application(storage: BaseStorage) -> WSGIApplication:
         if asked is None or _has_parameters(storage, int(asked[1])):
             answer: Iterable[bytes] = dashboard(environ, start_response)
             return answer
-        body = b'{"param_importances": [[]]}'
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response("200 OK", headers)
-        return [body]
+        return told(200, {"param_importances": [[]]})(environ, start_response)
 
     return application
 
@@ -219,9 +222,9 @@ def _editors_side(database: Database) -> WSGIApplication:
                 rename_study(database, study.id, study.name, name)
                 # As optuna-dashboard itself answers.
                 listed = Client(theirs).get("/api/studies").get_json()["study_summaries"]
-                answer = _told(201, next(one for one in listed if one["study_name"] == name))
+                answer = told(201, next(one for one in listed if one["study_name"] == name))
         except DlnnSearchError as error:
-            answer = _told(409, {"reason": hidden(str(error))})
+            answer = told(409, {"reason": hidden(str(error))})
             answer.headers["X-Refused"] = "1"
         return answer(environ, start_response)
 
@@ -236,10 +239,6 @@ def _study_of(database: Database, optuna_id: int) -> StoredStudy | None:
             if study.name == name and lost_words(database, study.id, name) is None:
                 return study
     return None
-
-
-def _told(status: int, content: object) -> Response:
-    return Response(json.dumps(content), status, mimetype="application/json")
 
 
 def _warn_of_lost(database: Database) -> None:
@@ -262,6 +261,42 @@ def _remembering(database: Database) -> BaseStorage:
         with suppress(KeyError):  # deleted meanwhile
             storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
     return storage
+
+
+def paint(database: Database, ended: threading.Event) -> None:
+    """Keep every study's figure up to date until it ended: one painter, so none is half-drawn."""
+    painted: dict[int, tuple[int, int, str]] = {}
+    told: set[str] = set()
+    while True:
+        try:
+            for study in all_studies(database):
+                # What changes whenever a curve does; and the title.
+                n_epochs = count_epochs(database, study.id)
+                state = n_epochs, budget_use(database, study.id).settled, study.name
+                if state == painted.get(study.id) or not n_epochs:
+                    continue
+                lost = lost_words(database, study.id, study.name)
+                if lost is None:
+                    # It may be deleted in this very moment: the next round says so.
+                    with suppress(KeyError):
+                        _put_figures(database, study)
+                        painted[study.id] = state
+                elif lost not in told:
+                    told.add(lost)
+                    log.warning("%s", lost)
+        except DlnnSearchError as error:  # the database is away: the next round may find it
+            log.warning("The learning curves could not be drawn: %s", error)
+        if ended.wait(REFRESH_SECONDS):
+            return
+
+
+def _put_figures(database: Database, study: StoredStudy) -> None:
+    drawn = learning_curves(study, shown_curves(database, study))
+    put_into_dashboard(database, study.name, drawn, FIGURE_ID)
+    narrowing = narrowing_of(optuna.load_study(study_name=study.name, storage=database.optuna))
+    if narrowing.regions:
+        drawn = narrowing_figure(narrowing, f"How the space of {study.name} narrowed")
+        put_into_dashboard(database, study.name, drawn, REGIONS_ID)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -308,7 +308,12 @@ def _to_log_in(asked: Request) -> WerkzeugResponse:
 
 def _told(status: int, reason: str) -> WerkzeugResponse:
     """Return an answer in the form that optuna-dashboard's pages show as a message."""
-    return WerkzeugResponse(json.dumps({"reason": reason}), status, mimetype="application/json")
+    return told(status, {"reason": reason})
+
+
+def told(status: int, content: object) -> WerkzeugResponse:
+    """Return an answer to optuna-dashboard's pages."""
+    return WerkzeugResponse(json.dumps(content), status, mimetype="application/json")
 
 
 def _local_path(wanted: str | None) -> str:

@@ -16,14 +16,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from dlnn_search.config import ClassData, Config, Origin, title_of
 from dlnn_search.data.catalog import class_names
 from dlnn_search.data.splits import Split
-from dlnn_search.metrics import common_sense_error, count_words, metric_name, metric_value
-from dlnn_search.storage.database import Database
-from dlnn_search.storage.ledger import openings
+from dlnn_search.metrics import (
+    IN_MINUTES,
+    common_sense_error,
+    count_words,
+    loss_sign,
+    metric_name,
+    metric_unit,
+    metric_value,
+)
+from dlnn_search.report.tables import say, table_of
+from dlnn_search.results.confirmation import (
+    CONFIDENCE,
+    Candidate,
+    Confirmation,
+    Rate,
+    interval_words,
+)
+from dlnn_search.storage.studies import StoredStudy
 
 N_CLOCKS = 24
 COLUMNS = 6
@@ -121,9 +135,7 @@ def print_crossvalidation(console: Console, config: Config, validated: Sequence[
     metric = config.metric
     title = f"\n{len(validated)}-fold cross-validation on {title_of(config.data)}"
     console.print(title, style="bold")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("fold", "trained on", "validated on", "best epoch", metric_name(metric)):
-        table.add_column(name, justify="right")
+    table = table_of(("fold", "trained on", "validated on", "best epoch", metric_name(metric)))
     for one in validated:
         table.add_row(
             str(one.fold),
@@ -224,7 +236,7 @@ def search_words(origin: Origin) -> str:
 
 
 def print_evaluation(
-    console: Console, config: Config, tested: Sequence[Tested], folder: Path, database: Database
+    console: Console, config: Config, tested: Sequence[Tested], folder: Path, n_openings: int
 ) -> None:
     """Print a row a seed, mean ± spread, where the files are, and the ledger's count."""
     origin = config.origin
@@ -234,9 +246,7 @@ def print_evaluation(
         style="bold",
     )
     metric = config.metric
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("seed", "best epoch", f"validation {metric_name(metric)}", "test"):
-        table.add_column(name, justify="right")
+    table = table_of(("seed", "best epoch", f"validation {metric_name(metric)}", "test"))
     for one in tested:
         table.add_row(
             str(one.seed),
@@ -253,9 +263,8 @@ def print_evaluation(
         )
     if origin is not None:
         console.print(search_words(origin))
-    count = sum(opening.data == title_of(config.data) for opening in openings(database))
     console.print(
-        f"The ledger now holds {count_words(count, 'opening')} of the test split of "
+        f"The ledger now holds {count_words(n_openings, 'opening')} of the test split of "
         f"{title_of(config.data)}: dlnn-search ledger"
     )
     console.print(f"Models, predictions and pictures are in {folder}/")
@@ -271,3 +280,105 @@ def spread_words(name: str, values: Sequence[float], what: str = "seed") -> str:
         f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}{unit} "
         f"({min(values):.{digits}f} to {max(values):.{digits}f}, {len(values)} {what}s)"
     )
+
+
+def print_confirmation(console: Console, study: StoredStudy, result: Confirmation) -> None:
+    """Print the candidates by their confirmed mean, beside what the search said of them."""
+    metric = study.metric
+    say(
+        console,
+        f"{study.name}: {metric_name(metric)}{metric_unit(metric)} on validation, with fresh "
+        f"seeds ({CONFIDENCE:.0%} intervals of the mean)\n",
+    )
+    table = table_of(
+        ("rank", "trial", "search said", "confirmed", "seeds", "change", "in the search")
+    )
+    for one in result.candidates:
+        table.add_row(*_row(study, one))
+    console.print(table)
+    console.print()
+    for line in _conclusions(study, result):
+        say(console, line)
+
+
+def _row(study: StoredStudy, one: Candidate) -> list[str]:
+    metric = study.metric
+    n_seeds = len(one.values) + one.n_failed + one.n_left
+    seeds = f"{len(one.values)} of {n_seeds}" if one.n_left else str(n_seeds)
+    if one.n_failed:
+        seeds += f", {one.n_failed} failed"
+    moved = one.search_rank - one.rank
+    name = str(one.trial) if one.study == study.name else f"{one.trial} of {one.study}"
+    return [
+        str(one.rank),
+        name,
+        metric_value(metric, one.search_value),
+        interval_words(metric, one),
+        seeds,
+        "" if one.mean is None else f"{one.mean - one.search_value:+.4g}",
+        f"rank {one.search_rank}" + (f" ({moved:+d})" if moved else ""),
+    ]
+
+
+def _conclusions(study: StoredStudy, result: Confirmation) -> list[str]:
+    lines = []
+    if result.n_left:
+        lines.append(f"{result.n_left} trainings are left; the ranks are provisional.")
+    if result.curse is not None:
+        size = f"{abs(result.curse):.2g}{' min' if study.metric in IN_MINUTES else ''}"
+        word = "better" if result.curse > 0 else "worse"
+        lines.append(
+            f"The search showed these {len(result.candidates)} trials {size} {word} than they "
+            "are, on average" + (" (the winner's curse)." if result.curse > 0 else ".")
+        )
+    winner = result.winner
+    if winner is None:
+        return lines
+    first = next(one for one in result.candidates if one.search_rank == 1)
+    if first is winner:
+        lines.append(f"Trial {winner.trial} stays the best.")
+    else:
+        lines.append(
+            f"Trial {winner.trial} is the best now; the search's winner, trial {first.trial}, "
+            f"comes out at rank {first.rank}."
+        )
+    rivals = [one.trial for one in result.ranked[1:] if not winner.differs_from(one)]
+    if rivals:
+        names = ", ".join(map(str, rivals))
+        lines.append(
+            f"Not told apart from it, seed by seed: trial{'s' if len(rivals) > 1 else ''} {names}. "
+            "More --seeds may do so."
+        )
+    return lines
+
+
+def print_retuning(console: Console, study: StoredStudy, rates: list[Rate], storage: str) -> None:
+    """Print a row a rate, the best one marked, and what to do next.
+
+    Args:
+        console: To print on.
+        study: That the config is from.
+        rates: As `retuning` returns them, at least one.
+        storage: The option that names the database, if one was given.
+    """
+    number = rates[0].of[1]
+    say(
+        console,
+        f"Trial {number} of {study.name} at other learning rates: "
+        f"{metric_name(study.metric)}{metric_unit(study.metric)} on validation, one seed each\n",
+    )
+    sign = loss_sign(study.direction)
+    told = [one for one in rates if one.value is not None]
+    best = min(told, key=lambda one: sign * (one.value or 0.0)) if told else None
+    table = table_of(("learning rate", metric_name(study.metric), ""))
+    for one in rates:
+        value = one.state if one.value is None else metric_value(study.metric, one.value)
+        remarks = ["the search's own"] * one.is_own + ["best"] * (one is best)
+        table.add_row(f"{one.rate:.4g}", value, ", ".join(remarks))
+    console.print(table)
+    if best is not None and not best.is_own:
+        say(
+            console,
+            "\nOne seed each: let fresh seeds decide between the search's trials and these.\n"
+            f"  dlnn-search confirm {study.name}{storage}",
+        )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from math import log10
 from pathlib import Path
@@ -16,20 +14,26 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
-from rich.console import Console
-from rich.table import Table
 
 from dlnn_search.errors import StorageError, UsageError
 from dlnn_search.metrics import metric_name, metric_unit
-from dlnn_search.results.comparison import MIN_TRIALS, ped_anova_share, searched_trials
-from dlnn_search.results.confirmation import confirmation, confirmation_figure
+from dlnn_search.results.comparison import (
+    MIN_TRIALS,
+    Narrowing,
+    Progress,
+    ped_anova_share,
+    ped_anova_shares,
+    searched_trials,
+)
+from dlnn_search.results.confirmation import CONFIDENCE, Candidate, Confirmation, confirmation
+from dlnn_search.results.status import shown_curves
 from dlnn_search.samplers.observations import Numeric
-from dlnn_search.samplers.regions import Edge, find_edges, stored_regions
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import Point, Trial
 from dlnn_search.training.rate_range import Sweep
 
 STYLE = (
@@ -122,99 +126,12 @@ def write_pages(
     return paths
 
 
-#: Columns that the parameters' names and one stage's ranges take in a table.
-NAME_COLUMNS = 20
-STAGE_COLUMNS = 24
+MAX_CURVE_POINTS = 60
+MAX_TICKS = 12
 #: The picture shows so many trials at most, evenly chosen: it is loaded at each refresh.
 MAX_POINTS = 300
 ROW_PX = 130
 BAND = "rgba(38, 110, 200, {:.2f})"
-
-
-@dataclass(frozen=True)
-class Narrowing:
-    """What there is to show of a study.
-
-    Attributes:
-        regions: As stored, by stage: `stage`, `first_trial`, `finished_trials`, `parameters`.
-        distributions: By parameter, as declared; in the order in which they came up.
-        trials: Finished ones.
-        best: The best complete one.
-        edges: Parameters whose best value lies at an end of the declared range.
-    """
-
-    regions: list[dict[str, Any]]
-    distributions: dict[str, BaseDistribution]
-    trials: list[FrozenTrial]
-    best: FrozenTrial | None
-    edges: list[Edge]
-
-
-def narrowing_of(study: optuna.Study) -> Narrowing:
-    """Read what a study's trials and stored regions tell."""
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    distributions: dict[str, BaseDistribution] = {}
-    for trial in trials:
-        for name, distribution in trial.distributions.items():
-            distributions.setdefault(name, distribution)
-    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    complete.sort(key=lambda t: (-t.values[0] if maximize else t.values[0], t.number))
-    edges = find_edges(complete, len(complete))
-    best = complete[0] if complete else None
-    return Narrowing(stored_regions(study), distributions, trials, best, edges)
-
-
-def print_narrowing(console: Console, narrowing: Narrowing) -> None:
-    """Print a row a parameter, a column a stage; then what lies on an edge."""
-    regions = narrowing.regions
-    at_once = max(1, (console.width - NAME_COLUMNS) // STAGE_COLUMNS - 2)
-    blocks = [regions[i : i + at_once] for i in range(0, len(regions), at_once)] or [[]]
-    for i, block in enumerate(blocks):
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("parameter", no_wrap=True)
-        if i == 0:
-            table.add_column("declared (stage 1)")
-        for region in block:
-            table.add_column(f"stage {region['stage']}\nfrom trial {region['first_trial']}")
-        is_last = i == len(blocks) - 1
-        if is_last and narrowing.best is not None:
-            table.add_column(f"best\ntrial {narrowing.best.number}")
-        for name, distribution in narrowing.distributions.items():
-            cells = [declared_words(distribution)] if i == 0 else []
-            cells += [part_words(region["parameters"].get(name)) for region in block]
-            if is_last and narrowing.best is not None:
-                cells.append(_short(narrowing.best.params.get(name, "-")))
-            table.add_row(name, *cells)
-        console.print(table)
-    for edge in narrowing.edges:
-        console.print(f"Warning: {edge.words()}", style="yellow", markup=False, soft_wrap=True)
-
-
-def declared_words(distribution: BaseDistribution) -> str:
-    """Return a distribution as a range with its scale, or as its choices."""
-    if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(map(str, distribution.choices))
-    assert isinstance(distribution, Numeric)
-    words = f"{_short(distribution.low)} to {_short(distribution.high)}"
-    if distribution.log:
-        return f"{words}, log"
-    is_plain = distribution.step is None or distribution.step == 1
-    return words if is_plain else f"{words}, by {_short(distribution.step)}"
-
-
-def part_words(part: dict[str, Any] | None) -> str:
-    """Return a region's part of one parameter: a range, or each choice's odds."""
-    if part is None:
-        return "whole"
-    if "odds" in part:
-        both = sorted(zip(part["odds"], part["choices"], strict=True), key=lambda pair: -pair[0])
-        return ", ".join(f"{choice} {odds:.0%}" for odds, choice in both)
-    return f"{_short(part['low'])} to {_short(part['high'])}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def narrowing_figure(narrowing: Narrowing, title: str) -> go.Figure:
@@ -336,63 +253,6 @@ def _evenly(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
     return list(trials[::step])
 
 
-BAR_COLUMNS = 40
-#: Rows a decade of rates.
-ROWS_A_DECADE = 4
-
-NOTHING_LEARNT = (
-    "The loss never fell, so the test tells nothing: the network learns too slowly for it. Test "
-    "with more --batches, or an easier start (a curriculum, less dropout)."
-)
-
-
-def print_sweep(console: Console, sweep: Sweep, words: str) -> None:
-    """Print the smoothed loss against the rate, and what follows from it.
-
-    Args:
-        console: To print on.
-        sweep: The test.
-        words: What was tested.
-    """
-    console.print(
-        f"{len(sweep.rates)} batches of {words}, from {sweep.low:g} up to {sweep.high:g}\n",
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(_table(sweep))
-    console.print()
-    if sweep.climbs_at is None or sweep.highest is None or sweep.half is None:
-        console.print(NOTHING_LEARNT, soft_wrap=True)
-        return
-    limit = "highest rate that does not diverge"
-    if not sweep.diverged:
-        limit = "highest rate tried; none diverged, look further with --high"
-    for name, value in (
-        ("the loss starts to climb at", sweep.climbs_at),
-        (limit, sweep.highest),
-        ("half of it", sweep.half),
-    ):
-        console.print(f"  {value:<9.3g} {name}", markup=False, soft_wrap=True)
-
-
-def _table(sweep: Sweep) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("rate", justify="right")
-    table.add_column("loss", justify="right")
-    table.add_column("")
-    low, high = min(sweep.smoothed), max(sweep.smoothed)
-    first, last = log10(sweep.low), log10(sweep.rates[-1])
-    n_rows = max(2, math.ceil((last - first) * ROWS_A_DECADE) + 1)
-    places = dict.fromkeys(
-        round(row / (n_rows - 1) * (len(sweep.rates) - 1)) for row in range(n_rows)
-    )
-    for place in places:
-        share = (sweep.smoothed[place] - low) / ((high - low) or 1.0)
-        bar = "#" * max(1, round(share * BAR_COLUMNS))
-        table.add_row(f"{sweep.rates[place]:.2g}", f"{sweep.smoothed[place]:.4g}", bar)
-    return table
-
-
 def sweep_page(sweep: Sweep, name: str, words: str) -> str:
     """Return the picture of a test as a page of its own."""
     figure = go.Figure()
@@ -440,6 +300,105 @@ def sweep_page(sweep: Sweep, name: str, words: str) -> str:
     return page_of(f"Learning-rate range test of {name}", [(None, figure)])
 
 
+def learning_curves(
+    study: StoredStudy, shown: Sequence[tuple[Trial, Sequence[Point]]]
+) -> go.Figure:
+    """Draw the study's metric by epoch, of the trials that `shown_curves` returns."""
+    best = next((trial for trial, _ in shown if trial.outcome == "complete"), None)
+    figure = go.Figure()
+    for trial, points in sorted(shown, key=lambda pair: pair[0].number):
+        line = _thinned([point for point in points if study.metric in point.metrics])
+        if line:
+            outcome = "best" if trial is best else trial.outcome
+            figure.add_scatter(
+                x=[point.epoch for point in line],
+                y=[float(f"{point.metrics[study.metric]:.5g}") for point in line],
+                mode="lines+markers",
+                name=f"trial {trial.number}" + f", {outcome}" * (outcome != "complete"),
+                line={
+                    "dash": "dot" if outcome == "pruned" else "solid",
+                    "width": 4 if trial is best else 2,
+                },
+            )
+    n_epochs = max((len(points) for _, points in shown), default=1)
+    figure.update_layout(
+        title=f"Learning curves of {study.name}, validation",
+        # No half epochs on the axis.
+        xaxis={"title": "epoch", "dtick": 1 if n_epochs <= MAX_TICKS else None},
+        yaxis_title=metric_name(study.metric) + metric_unit(study.metric),
+        template="plotly_white",
+    )
+    return figure
+
+
+def _thinned(line: Sequence[Point]) -> Sequence[Point]:
+    step = -(-len(line) // MAX_CURVE_POINTS) if line else 1
+    return line if step == 1 else [*line[:-1:step], line[-1]]
+
+
+def comparison_figures(found: Sequence[Progress]) -> list[tuple[str, go.Figure]]:
+    """Draw the best so far against trials, and against the seconds of training."""
+    by_trials, by_seconds = go.Figure(), go.Figure()
+    for one in found:
+        line: dict[str, Any] = {"mode": "lines", "line": {"shape": "hv"}, "name": one.study.name}
+        by_trials.add_scatter(x=list(range(1, len(one.best) + 1)), y=one.best, **line)
+        by_seconds.add_scatter(x=one.seconds, y=one.best, **line)
+    metric = found[0].study.metric
+    for figure, against in (
+        (by_trials, "trials"),
+        (by_seconds, "seconds of training, all workers"),
+    ):
+        figure.update_layout(
+            xaxis_title=against,
+            yaxis_title=f"best {metric_name(metric)}{metric_unit(metric)} so far, validation",
+            template="plotly_white",
+            showlegend=True,
+        )
+    return [
+        ("Best so far, by trials", by_trials),
+        ("Best so far, by training time", by_seconds),
+    ]
+
+
+def confirmation_figure(study: StoredStudy, result: Confirmation) -> go.Figure:
+    """Draw each candidate's value in the search beside its seeds and their mean."""
+    order: Sequence[Candidate] = sorted(result.candidates, key=lambda one: one.search_rank)
+    names = [
+        f"trial {one.trial}" if one.study == study.name else f"trial {one.trial} of {one.study}"
+        for one in order
+    ]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[name for name, one in zip(names, order, strict=True) for _ in one.values],
+        y=[value for one in order for value in one.values],
+        mode="markers",
+        marker={"color": "#9bb", "size": 7},
+        name="a fresh seed",
+    )
+    figure.add_scatter(
+        x=names,
+        y=[one.mean for one in order],
+        error_y={"type": "data", "array": [one.half_interval or 0.0 for one in order]},
+        mode="markers",
+        marker={"color": "#27a", "size": 12, "symbol": "diamond"},
+        name=f"their mean, {CONFIDENCE:.0%} interval",
+    )
+    figure.add_scatter(
+        x=names,
+        y=[one.search_value for one in order],
+        mode="markers",
+        marker={"color": "#c22", "size": 12, "symbol": "x"},
+        name="in the search",
+    )
+    figure.update_layout(
+        title=f"The winner's curse: the best of {study.name} with fresh seeds",
+        xaxis_title="in the order of the search",
+        yaxis_title=metric_name(study.metric) + metric_unit(study.metric),
+        template="plotly_white",
+    )
+    return figure
+
+
 #: A contour plot has a panel for each pair.
 MAX_CONTOUR_PARAMETERS = 4
 #: A parallel-coordinate plot with more axes cannot be read.
@@ -450,16 +409,13 @@ Figures = list[tuple[str, go.Figure | str]]
 
 def study_figures(database: Database, study: StoredStudy) -> Figures:
     """Return every picture of a study with its title; words where there is too little to show."""
-    # Here and not above: it brings the dashboard.
-    from dlnn_search.dashboard.curves import learning_curves
-
     searched = searched_trials(database, study)
     label = metric_name(study.metric) + metric_unit(study.metric)
     n_trials = len(searched.trials)
     names = _by_importance(searched)
     figures: Figures = [
         ("History", visualization.plot_optimization_history(searched, target_name=label)),
-        ("Learning curves", learning_curves(database, study)),
+        ("Learning curves", learning_curves(study, shown_curves(database, study))),
     ]
 
     def add(title: str, draw: Callable[[], go.Figure], least: int, n_parameters: int = 1) -> None:
@@ -519,12 +475,5 @@ def _by_importance(searched: optuna.Study) -> list[str]:
     seen = dict.fromkeys(name for trial in searched.trials for name in trial.params)
     if len(searched.trials) < MIN_TRIALS:
         return list(seen)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ranked = get_param_importances(
-            searched,
-            evaluator=PedAnovaImportanceEvaluator(
-                target_quantile=ped_anova_share(len(searched.trials))
-            ),
-        )
+    ranked = ped_anova_shares(searched)
     return [*ranked, *(name for name in seen if name not in ranked)]

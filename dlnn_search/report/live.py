@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -18,9 +19,10 @@ from rich.text import Text
 
 from dlnn_search.errors import StorageError
 from dlnn_search.metrics import duration, metric_name, metric_value
-from dlnn_search.results.status import StudyStatus, WorkerStatus
+from dlnn_search.report.tables import table_of
+from dlnn_search.results.status import StudyStatus
 from dlnn_search.storage.budget import BudgetUse, time_words
-from dlnn_search.storage.workers import Event
+from dlnn_search.storage.workers import Event, WorkerStatus
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
 WIDE_COLUMNS = 96
@@ -232,10 +234,8 @@ def worker_words(worker: WorkerStatus, metric: str) -> str:
 
 def studies_table(statuses: Sequence[StudyStatus]) -> Table:
     """Return one row a study."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("study", "state", "trials", "workers", "best", "pruned", "failed", "left"):
-        left = name in ("study", "state")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    titles = ("study", "state", "trials", "workers", "best", "pruned", "failed", "left")
+    table = table_of(titles, ["study", "state"])
     for status in statuses:
         best = status.best.value if status.best is not None else None
         left_seconds = status.remaining_seconds
@@ -278,7 +278,8 @@ def status_json(
     status: StudyStatus, events: Sequence[Event], advice: Sequence[str]
 ) -> dict[str, Any]:
     """Return one study's status as plain data."""
-    use, best = status.use, status.best
+    best, used = status.best, asdict(status.use)
+    at, deadline = used.pop("now"), used.pop("deadline_at")
     return {
         "format": FORMAT_VERSION,
         "study": status.name,
@@ -287,73 +288,41 @@ def status_json(
         "control_reason": status.control_reason,
         "metric": status.metric,
         "direction": status.direction,
-        "at": _time(use.now),
+        "at": _time(at),
         "seconds_left": status.remaining_seconds,
         "budget": {
-            "trials": use.trials,
-            "settled": use.settled,
-            "held": use.held,
-            "wall_seconds": use.wall_seconds,
-            "wall_used_seconds": use.wall_used_seconds,
-            "worker_seconds": use.worker_seconds,
-            "worker_used_seconds": use.worker_used_seconds,
-            "deadline": _time(use.deadline_at),
-            "exhausted_by": use.exhausted_by,
+            **used,
+            "deadline": _time(deadline),
+            "exhausted_by": status.use.exhausted_by,
         },
         "trials": {
             key: status.counts.get(key, 0)
             for key in ("complete", "pruned", "failed", "held", "waiting", "open")
         },
-        "best": None
-        if best is None
-        else {
+        "best": best
+        and {
             "trial": best.number,
             "value": best.value,
             "epoch": best.best_epoch,
             "epochs": best.epochs_done,
         },
-        "failures": [
-            {
-                "kind": failure.kind,
-                "n": failure.n,
-                "last_trial": failure.last_trial,
-                "last_reason": failure.last_reason,
-            }
-            for failure in status.failures
-        ],
+        "failures": [asdict(failure) for failure in status.failures],
         "workers": [_worker(worker) for worker in status.workers],
         "events": [
-            {
-                "at": _time(event.at),
-                "kind": event.kind,
-                "worker": event.worker,
-                "words": event.words,
-            }
-            for event in events
+            {"at": _time(one.at), "kind": one.kind, "worker": one.worker, "words": one.words}
+            for one in events
         ],
         "advice": list(advice),
     }
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
-    return {
-        "name": worker.name,
-        "host": worker.host,
-        "gpu": worker.gpu,
-        "pid": worker.pid,
-        "state": worker.state,
-        "message": worker.message,
-        "trial": worker.trial_number if worker.state == "training" else None,
-        "epoch": worker.epoch if worker.state == "training" else None,
-        "epochs": worker.epochs if worker.state == "training" else None,
-        "value": worker.value if worker.state == "training" else None,
-        "images_per_second": worker.images_per_second,
-        "lease_age_seconds": worker.lease_age_seconds,
-        "silent_seconds": worker.silent_seconds,
-        "memory_bytes": worker.memory_bytes,
-        "threads": worker.threads,
-        "log": worker.log,
-    }
+    told = asdict(worker)
+    del told["age_seconds"], told["share"]
+    told["trial"] = told.pop("trial_number")
+    if worker.state != "training":
+        told |= dict.fromkeys(("trial", "epoch", "epochs", "value"))
+    return told
 
 
 def _time(at: float | None) -> str | None:

@@ -1,60 +1,64 @@
-"""Tables of studies, trials, openings and checks, as the command line prints them."""
+"""Tables of studies, trials, openings, checks and comparisons, as the command line prints them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dlnn_search.errors import StorageError
 from dlnn_search.metrics import duration, metric_name, metric_value
 from dlnn_search.pruners import CONVERGED
 from dlnn_search.results.advice import mend_words
-from dlnn_search.results.status import StudyStatus, TrialStatus, study_status
+from dlnn_search.results.comparison import Importances, Narrowing, Progress, differences
+from dlnn_search.results.status import StudyStatus
+from dlnn_search.samplers.observations import Numeric
 from dlnn_search.storage.budget import time_words
-from dlnn_search.storage.curves import Point
-from dlnn_search.storage.database import open_database
 from dlnn_search.storage.ledger import Opening
-from dlnn_search.storage.studies import StoredStudy, all_studies
+from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import Point, Trial
 from dlnn_search.study import Study
+from dlnn_search.training.rate_range import Sweep
 from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP
-
-if TYPE_CHECKING:
-    from dlnn_search.commands.start import Detached
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 #: Longest reason in a table; the whole one stands in the trial's note.
 REASON_CHARACTERS = 160
 
 
-def print_studies(console: Console, studies: Sequence[Study], url: str) -> None:
-    """Print each study with what this database knows of it and of its quick version."""
-    searched = _searched(url)
+def table_of(names: Iterable[str], left: Collection[str] = ("",)) -> Table:
+    """Return a table without lines, its columns to the right but for those named."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return table
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: commands must not be broken at column 80."""
+    console.print(text, style=style, soft_wrap=True, markup=False)
+
+
+def print_studies(
+    console: Console, studies: Sequence[Study], searched: Mapping[str, StudyStatus]
+) -> None:
+    """Print each study with how it and its quick version stand here, by name."""
     for study in studies:
         quick = "" if study.quick is None else f" (quick: {study.quick.trials})"
-        _say(console, study.name, style="bold")
+        say(console, study.name, style="bold")
         print_indented(console, study.summary, "")
         print_indented(
             console, f"{study.trials} trials{quick}, {study.direction} {metric_name(study.metric)}"
         )
-        known = [searched[name] for name in (study.name, f"{study.name}-quick") if name in searched]
+        names = (study.name, f"{study.name}-quick")
+        known = [_searched_words(searched[name]) for name in names if name in searched]
         if known:
             print_indented(console, f"searched here: {'; '.join(known)}", "green")
-
-
-def _searched(url: str) -> dict[str, str]:
-    try:
-        database = open_database(url, create=False, read_only=True)
-    except StorageError:  # no database yet: nothing was searched
-        return {}
-    with database:
-        return {
-            study.name: _searched_words(study_status(database, study))
-            for study in all_studies(database)
-        }
 
 
 def _searched_words(status: StudyStatus) -> str:
@@ -67,7 +71,7 @@ def _searched_words(status: StudyStatus) -> str:
 
 def print_trials(
     console: Console,
-    trials: Sequence[TrialStatus],
+    trials: Sequence[Trial],
     params: Mapping[int | None, Mapping[str, Any]],
     study: StoredStudy,
 ) -> None:
@@ -103,21 +107,21 @@ def params_words(params: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={_short(value)}" for name, value in params.items())
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _short(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def print_best(
     console: Console,
     study: StoredStudy,
-    trial: TrialStatus,
+    trial: Trial,
     params: Mapping[int | None, Mapping[str, Any]],
     points: Sequence[Point],
     storage: str,
 ) -> None:
     """Print the best trial: value, parameters, the metrics at its best epoch."""
     assert trial.value is not None  # complete trials have one
-    _say(
+    say(
         console,
         f"{study.name}: trial {trial.number}, "
         f"{metric_name(study.metric)} {metric_value(study.metric, trial.value)} on validation, "
@@ -127,7 +131,7 @@ def print_best(
     shown = {name: _short(value) for name, value in params.get(trial.trial_id, {}).items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
-        _say(console, f"  {name:<{width}}  {text}")
+        say(console, f"  {name:<{width}}  {text}")
     best = next((point for point in points if point.epoch == trial.best_epoch), None)
     if best is not None:
         console.print(
@@ -137,7 +141,7 @@ def print_best(
                 for name, value in sorted(best.metrics.items())
             )
         )
-    _say(console, f"\nExport it: dlnn-search export {study.name} -o best.json{storage}")
+    say(console, f"\nExport it: dlnn-search export {study.name} -o best.json{storage}")
 
 
 def print_ready(console: Console, status: StudyStatus, join: str, storage: str) -> None:
@@ -149,7 +153,7 @@ def print_ready(console: Console, status: StudyStatus, join: str, storage: str) 
         join: The command of a worker.
         storage: The option that names the database, if one was given.
     """
-    _say(
+    say(
         console,
         f"{status.name} is ready: {status.n_done} of {status.budget} trials are done. "
         f"Workers join, from any machine, by:\n  {join}{storage}",
@@ -177,100 +181,79 @@ def print_end(
             its trials is a winner by itself.
     """
     console.print()
-    limit = status.use.exhausted_by
-    reason = status.control_reason or ""
-    if status.n_done < status.budget and status.control == "stop" and reason.startswith(CONVERGED):
-        _say(
-            console,
-            f"{reason}\n{status.n_done} of {status.budget} trials are done, "
-            f"{status.budget - status.n_done} were not needed. Search on all the same with:\n"
-            f"  {again} --no-stop-when-converged{storage}",
+    limit, reason = status.use.exhausted_by, status.control_reason or ""
+    done = f"{status.n_done} of {status.budget} trials"
+    if status.n_done >= status.budget:
+        kinds = (f"{status.counts.get(key, 0)} {key}" for key in ("complete", "pruned", "failed"))
+        words = f"All {status.budget} trials of {status.name} are done: {', '.join(kinds)}."
+        if not (is_linked or status.is_fruitless):
+            words += f" More: {again} --trials {2 * status.budget}{storage}"
+    elif status.control == "stop" and reason.startswith(CONVERGED):
+        words = (
+            f"{reason}\n{done} are done, {status.budget - status.n_done} were not needed. "
+            f"Search on all the same with:\n  {again} --no-stop-when-converged{storage}"
         )
-    elif status.n_done < status.budget and reason in (USED_UP, REFUSES_ALL):
-        _say(
-            console,
-            f"{reason}\n{status.n_done} of {status.budget} trials are done; the rest of the budget "
-            "is untouched.",
-        )
-    elif status.n_done < status.budget and limit is not None:
+    elif reason in (USED_UP, REFUSES_ALL):
+        words = f"{reason}\n{done} are done; the rest of the budget is untouched."
+    elif limit is not None:
         option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)
-        _say(
-            console,
+        words = (
             f"The budget is {status.use.exhausted}; what was begun is kept. Extend it:\n"
-            f"  {again} {option or '--deadline'} ...{storage}",
+            f"  {again} {option or '--deadline'} ...{storage}"
         )
-    elif status.n_done < status.budget:
-        _say(
-            console,
-            f"Stopped after {status.n_done} of {status.budget} trials; what was begun is kept. "
-            f"Go on with:\n  {again}{storage}",
-        )
-        if status.control != "run" and status.control_reason:
-            _say(console, f"Asked for by {status.control_reason}")
     else:
-        _say(
-            console,
-            f"All {status.budget} trials of {status.name} are done: "
-            + ", ".join(
-                f"{status.counts.get(key, 0)} {key}" for key in ("complete", "pruned", "failed")
-            )
-            + (
-                "."
-                if is_linked or status.is_fruitless
-                else f". More: {again} --trials {2 * status.budget}{storage}"
-            ),
-        )
-    if status.best is None or status.best.value is None:
+        words = f"Stopped after {done}; what was begun is kept. Go on with:\n  {again}{storage}"
+        if status.control != "run" and reason:
+            words += f"\nAsked for by {reason}"
+    say(console, words)
+    best = status.best
+    if best is None or best.value is None:
         if status.n_done:
-            _say(
-                console,
-                f"No trial came to its end. See why: dlnn-search trials {status.name}{storage}",
-            )
+            look = f"dlnn-search trials {status.name}{storage}"
+            say(console, f"No trial came to its end. See why: {look}")
         if status.is_fruitless:
-            _say(console, f"{mend_words(status)}\n  {again} --fresh{storage}")
-        return
-    if is_linked:
-        return
-    _say(
-        console,
-        f"Best: trial {status.best.number}, {metric_name(status.metric)} "
-        f"{metric_value(status.metric, status.best.value)} on validation, "
-        f"epoch {status.best.best_epoch} of {status.best.epochs_done}",
-        style="bold green",
-    )
-    _say(
-        console,
-        "Next:\n"
-        f"  dlnn-search trials {status.name}{storage}\n"
-        f"  dlnn-search dashboard{storage}\n"
-        f"  dlnn-search export {status.name} -o best.json{storage}\n"
-        f"  dlnn-search evaluate best.json{code}{storage}",
-    )
-
-
-def print_detached(console: Console, study: str, started: Detached, storage: str) -> None:
-    """Print that a search runs in the background, and how to watch and stop it."""
-    background = started.background
-    if started.already:
-        _say(
+            say(console, f"{mend_words(status)}\n  {again} --fresh{storage}")
+    elif not is_linked:
+        say(
             console,
-            f"{study} is searched in the background already, by process {background.pid} on this "
-            "machine; its workers share what this start added to the budget.",
+            f"Best: trial {best.number}, {metric_name(status.metric)} "
+            f"{metric_value(status.metric, best.value)} on validation, "
+            f"epoch {best.best_epoch} of {best.epochs_done}",
+            style="bold green",
         )
-    else:
-        _say(console, f"{study} is searched in the background, by process {background.pid}.")
-    _say(
+        say(
+            console,
+            "Next:\n"
+            f"  dlnn-search trials {status.name}{storage}\n"
+            f"  dlnn-search dashboard{storage}\n"
+            f"  dlnn-search export {status.name} -o best.json{storage}\n"
+            f"  dlnn-search evaluate best.json{code}{storage}",
+        )
+
+
+def print_detached(
+    console: Console, study: str, pid: int, log: str, storage: str, *, already: bool
+) -> None:
+    """Print that a search runs in the background, and how to watch and stop it.
+
+    Args:
+        console: To print on.
+        study: What is searched.
+        pid: Of the process in the background.
+        log: Where that writes.
+        storage: The option that names the database, if one was given.
+        already: Whether it ran before.
+    """
+    shared = " on this machine; its workers share what this start added to the budget"
+    say(
         console,
-        f"Log:   {background.log}\n"
+        f"{study} is searched in the background{' already' * already}, by process {pid}"
+        f"{shared * already}.\n"
+        f"Log:   {log}\n"
         f"Watch: dlnn-search status {study} --watch{storage}\n"
         f"       dlnn-search logs {study} --follow{storage}\n"
         f"Stop:  dlnn-search stop {study}{storage}   (--now keeps checkpoints and ends at once)",
     )
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    """Print text as it is: commands must not be broken at column 80."""
-    console.print(text, style=style, soft_wrap=True, markup=False)
 
 
 def ledger_table(openings: Iterable[Opening]) -> Table:
@@ -299,10 +282,27 @@ def metrics_words(metrics: Mapping[str, float]) -> str:
     )
 
 
-if TYPE_CHECKING:
-    from dlnn_search.commands.trying import Checked
-
 MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One config of a space that was built and trained for a step.
+
+    Attributes:
+        error: Why it cannot work; None if it does.
+        memory_bytes: An estimate: weights, optimiser, and one batch's activations.
+        trial_seconds: An estimate from one step, for all epochs on this machine, alone on it.
+        is_refused: The space forbids these parameters, by `optuna.TrialPruned`: a search draws
+            others, and nothing was built.
+    """
+
+    params: dict[str, Any]
+    error: str | None
+    n_parameters: int = 0
+    memory_bytes: int = 0
+    trial_seconds: float = 0.0
+    is_refused: bool = False
 
 
 def print_checks(console: Console, study: Study, checks: Iterable[Checked]) -> int:
@@ -349,3 +349,167 @@ def print_checks(console: Console, study: Study, checks: Iterable[Checked]) -> i
             f"{n_bad} configs cannot work: narrow the space, or mend the study.", style="bold red"
         )
     return n_bad
+
+
+#: Columns that the parameters' names and one stage's ranges take in a table.
+NAME_COLUMNS = 20
+STAGE_COLUMNS = 24
+SHARE_COLUMNS = 30
+
+
+def print_comparison(console: Console, found: Sequence[Progress]) -> None:
+    """Print the best of each search, in all and at the budget that all of them had."""
+    first = found[0].study
+    n_common = min(len(one.best) for one in found)
+    seconds = min(one.seconds[-1] for one in found)
+    after = f"after {n_common} trial{'s' if n_common != 1 else ''}", f"after {duration(seconds)}"
+    table = table_of(("study", "trials", "training", "best", *after), ["study"])
+    for one in found:
+        values = (
+            one.best[-1],
+            one.after_trials(n_common),
+            one.after_seconds(seconds),
+        )
+        table.add_row(
+            one.study.name,
+            str(len(one.best)),
+            duration(one.seconds[-1]),
+            *("-" if value is None else metric_value(first.metric, value) for value in values),
+        )
+    console.print(
+        f"Best {metric_name(first.metric)} on validation; the last columns at equal budgets\n",
+        soft_wrap=True,
+    )
+    console.print(table)
+    unfair = differences(found)
+    if unfair:
+        console.print(
+            f"\nMind: their {' and '.join(unfair)} differ, so the values tell of that, too.",
+            soft_wrap=True,
+        )
+
+
+def print_importances(console: Console, study: StoredStudy, found: Importances) -> None:
+    """Print a row a parameter, the most important first."""
+    say(
+        console,
+        f"{study.name}: what mattered in {found.n_trials} complete trials, as shares\n",
+    )
+    titles = ["parameter", f"for the best {found.top_share:.0%}", ""]
+    table = table_of(titles + ["for the value"] * found.has_fanova, ["parameter", ""])
+    for row in found.rows:
+        cells = [row.name, f"{row.ped_anova:.3f}", "#" * round(SHARE_COLUMNS * row.ped_anova)]
+        if found.has_fanova:
+            cells.append("-" if row.fanova is None else f"{row.fanova:.3f}")
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        "\nFor the best: PED-ANOVA. "
+        + (
+            "For the value: fANOVA, of parameters that every trial has."
+            if found.has_fanova
+            else "With scikit-learn installed (pip install scikit-learn) fANOVA comes beside it."
+        ),
+        soft_wrap=True,
+    )
+
+
+def print_narrowing(console: Console, narrowing: Narrowing) -> None:
+    """Print a row a parameter, a column a stage; then what lies on an edge."""
+    regions = narrowing.regions
+    at_once = max(1, (console.width - NAME_COLUMNS) // STAGE_COLUMNS - 2)
+    blocks = [regions[i : i + at_once] for i in range(0, len(regions), at_once)] or [[]]
+    for i, block in enumerate(blocks):
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("parameter", no_wrap=True)
+        if i == 0:
+            table.add_column("declared (stage 1)")
+        for region in block:
+            table.add_column(f"stage {region['stage']}\nfrom trial {region['first_trial']}")
+        is_last = i == len(blocks) - 1
+        if is_last and narrowing.best is not None:
+            table.add_column(f"best\ntrial {narrowing.best.number}")
+        for name, distribution in narrowing.distributions.items():
+            cells = [declared_words(distribution)] if i == 0 else []
+            cells += [part_words(region["parameters"].get(name)) for region in block]
+            if is_last and narrowing.best is not None:
+                cells.append(_short(narrowing.best.params.get(name, "-"), 3))
+            table.add_row(name, *cells)
+        console.print(table)
+    for edge in narrowing.edges:
+        console.print(f"Warning: {edge.words()}", style="yellow", markup=False, soft_wrap=True)
+
+
+def declared_words(distribution: BaseDistribution) -> str:
+    """Return a distribution as a range with its scale, or as its choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, Numeric)
+    words = f"{_short(distribution.low, 3)} to {_short(distribution.high, 3)}"
+    if distribution.log:
+        return f"{words}, log"
+    is_plain = distribution.step is None or distribution.step == 1
+    return words if is_plain else f"{words}, by {_short(distribution.step, 3)}"
+
+
+def part_words(part: dict[str, Any] | None) -> str:
+    """Return a region's part of one parameter: a range, or each choice's odds."""
+    if part is None:
+        return "whole"
+    if "odds" in part:
+        both = sorted(zip(part["odds"], part["choices"], strict=True), key=lambda pair: -pair[0])
+        return ", ".join(f"{choice} {odds:.0%}" for odds, choice in both)
+    return f"{_short(part['low'], 3)} to {_short(part['high'], 3)}"
+
+
+BAR_COLUMNS = 40
+#: Rows a decade of rates.
+ROWS_A_DECADE = 4
+
+NOTHING_LEARNT = (
+    "The loss never fell, so the test tells nothing: the network learns too slowly for it. Test "
+    "with more --batches, or an easier start (a curriculum, less dropout)."
+)
+
+
+def print_sweep(console: Console, sweep: Sweep, words: str) -> None:
+    """Print the smoothed loss against the rate, and what follows from it.
+
+    Args:
+        console: To print on.
+        sweep: The test.
+        words: What was tested.
+    """
+    say(
+        console,
+        f"{len(sweep.rates)} batches of {words}, from {sweep.low:g} up to {sweep.high:g}\n",
+    )
+    console.print(_sweep_table(sweep))
+    console.print()
+    if sweep.climbs_at is None or sweep.highest is None or sweep.half is None:
+        console.print(NOTHING_LEARNT, soft_wrap=True)
+        return
+    limit = "highest rate that does not diverge"
+    if not sweep.diverged:
+        limit = "highest rate tried; none diverged, look further with --high"
+    for name, value in (
+        ("the loss starts to climb at", sweep.climbs_at),
+        (limit, sweep.highest),
+        ("half of it", sweep.half),
+    ):
+        console.print(f"  {value:<9.3g} {name}", markup=False, soft_wrap=True)
+
+
+def _sweep_table(sweep: Sweep) -> Table:
+    table = table_of(("rate", "loss", ""))
+    low, high = min(sweep.smoothed), max(sweep.smoothed)
+    first, last = math.log10(sweep.low), math.log10(sweep.rates[-1])
+    n_rows = max(2, math.ceil((last - first) * ROWS_A_DECADE) + 1)
+    places = dict.fromkeys(
+        round(row / (n_rows - 1) * (len(sweep.rates) - 1)) for row in range(n_rows)
+    )
+    for place in places:
+        share = (sweep.smoothed[place] - low) / ((high - low) or 1.0)
+        bar = "#" * max(1, round(share * BAR_COLUMNS))
+        table.add_row(f"{sweep.rates[place]:.2g}", f"{sweep.smoothed[place]:.4g}", bar)
+    return table

@@ -6,15 +6,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-
-import sqlalchemy as sa
 
 from dlnn_search.results.status import StudyStatus, best_trials
 from dlnn_search.samplers.regions import Edge, find_edges, n_elites
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.schema import slots
 from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import Trial, trials_of
 from dlnn_search.storage.workers import Event
 
 #: Trials of each sort whose learning rates are looked at, the latest.
@@ -38,12 +35,16 @@ def facts_of(
     counts: dict[str, int] = {}
     for event in recent:
         counts[event.kind] = counts.get(event.kind, 0) + 1
-    diverges = any(failure.kind == "diverged" for failure in status.failures)
+    diverged: Sequence[Trial] = ()
+    sound: Sequence[Trial] = ()
+    if any(failure.kind == "diverged" for failure in status.failures):
+        diverged = trials_of(database, study, failure="diverged", order="latest", limit=N_RATES)
+        sound = trials_of(database, study, outcome="complete", order="latest", limit=N_RATES)
     return Facts(
         status=status,
         edges=_edges(database, study, status.counts.get("complete", 0)),
-        diverged_rates=_rates(database, study, slots.c.failure == "diverged") if diverges else (),
-        sound_rates=_rates(database, study, slots.c.outcome == "complete") if diverges else (),
+        diverged_rates=_rates(diverged),
+        sound_rates=_rates(sound),
         event_counts=counts,
         n_killed=sum("signal 9" in event.words for event in recent),
     )
@@ -62,16 +63,9 @@ def _edges(database: Database, study: StoredStudy, n_complete: int) -> list[Edge
     return find_edges(best, n_complete)
 
 
-def _rates(database: Database, study: StoredStudy, which: sa.ColumnElement[bool]) -> list[float]:
-    rate: Any = slots.c.config["training"]["learning_rate"]
-    query = (
-        sa.select(rate.as_float())
-        .where(slots.c.study_id == study.id, which, slots.c.config.is_not(None))
-        .order_by(slots.c.number.desc())
-        .limit(N_RATES)
-    )
-    with database.transaction() as connection:
-        return [value for value in connection.scalars(query) if value is not None]
+def _rates(trials: Sequence[Trial]) -> list[float]:
+    rates = [(trial.config or {}).get("training", {}).get("learning_rate") for trial in trials]
+    return [rate for rate in rates if rate is not None]
 
 
 #: Trials that must have ended before a share of them says anything.

@@ -1,4 +1,4 @@
-"""Several searches on the same axes, and which parameters mattered in one of them."""
+"""Several searches on the same axes; which parameters mattered in one, how its space narrowed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-import plotly.graph_objects as go
-import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,
     get_param_importances,
 )
-from optuna.trial import TrialState
-from rich.console import Console
-from rich.table import Table
+from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.errors import UsageError
-from dlnn_search.metrics import duration, is_better, metric_name, metric_unit, metric_value
+from dlnn_search.metrics import is_better
 from dlnn_search.samplers.observations import is_duplicate
+from dlnn_search.samplers.regions import Edge, find_edges, stored_regions
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.duplicates import TRAINED_ITSELF
-from dlnn_search.storage.schema import curves, slots
 from dlnn_search.storage.studies import StoredStudy, all_studies, parent_of
+from dlnn_search.storage.trials import trials_of
 
 
 @dataclass(frozen=True)
@@ -57,29 +54,16 @@ class Progress:
 
 def progress_of(database: Database, study: StoredStudy) -> Progress:
     """Return how a search got on so far, in the order of its trials' numbers."""
-    spent = (
-        sa.select(curves.c.slot_id, sa.func.sum(curves.c.seconds).label("seconds"))
-        .join(slots, slots.c.id == curves.c.slot_id)
-        # A slot that has another's result cost nothing.
-        .where(slots.c.study_id == study.id, TRAINED_ITSELF)
-        .group_by(curves.c.slot_id)
-        .subquery()
-    )
-    with database.transaction() as connection:
-        rows = connection.execute(
-            sa.select(slots.c.outcome, slots.c.value, spent.c.seconds)
-            .outerjoin(spent, spent.c.slot_id == slots.c.id)
-            .where(slots.c.study_id == study.id, slots.c.state == "done")
-            .where(slots.c.trial_number.is_not(None))
-            .order_by(slots.c.trial_number)
-        ).all()
     total, best = 0.0, None
     seconds: list[float] = []
     bests: list[float | None] = []
-    for row in rows:
-        total += row.seconds or 0.0
-        if row.outcome == "complete" and is_better(row.value, best, study.direction):
-            best = row.value
+    for trial in trials_of(database, study):
+        if not trial.is_settled:
+            continue
+        # One that has another's result cost nothing.
+        total += trial.seconds if trial.reused_from is None else 0.0
+        if trial.outcome == "complete" and is_better(trial.value or 0.0, best, study.direction):
+            best = trial.value
         seconds.append(total)
         bests.append(best)
     return Progress(study, _settings_of(database, study), tuple(seconds), tuple(bests))
@@ -124,76 +108,11 @@ def differences(found: Sequence[Progress]) -> list[str]:
     return told
 
 
-def print_comparison(console: Console, found: Sequence[Progress]) -> None:
-    """Print the best of each search, in all and at the budget that all of them had."""
-    first = found[0].study
-    n_common = min(len(one.best) for one in found)
-    seconds = min(one.seconds[-1] for one in found)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("study", no_wrap=True)
-    for title in (
-        "trials",
-        "training",
-        "best",
-        f"after {n_common} trial{'s' if n_common != 1 else ''}",
-        f"after {duration(seconds)}",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
-    for one in found:
-        values = (
-            one.best[-1],
-            one.after_trials(n_common),
-            one.after_seconds(seconds),
-        )
-        table.add_row(
-            one.study.name,
-            str(len(one.best)),
-            duration(one.seconds[-1]),
-            *("-" if value is None else metric_value(first.metric, value) for value in values),
-        )
-    console.print(
-        f"Best {metric_name(first.metric)} on validation; the last columns at equal budgets\n",
-        soft_wrap=True,
-    )
-    console.print(table)
-    unfair = differences(found)
-    if unfair:
-        console.print(
-            f"\nMind: their {' and '.join(unfair)} differ, so the values tell of that, too.",
-            soft_wrap=True,
-        )
-
-
-def comparison_figures(found: Sequence[Progress]) -> list[tuple[str, go.Figure]]:
-    """Draw the best so far against trials, and against the seconds of training."""
-    by_trials, by_seconds = go.Figure(), go.Figure()
-    for one in found:
-        line: dict[str, Any] = {"mode": "lines", "line": {"shape": "hv"}, "name": one.study.name}
-        by_trials.add_scatter(x=list(range(1, len(one.best) + 1)), y=one.best, **line)
-        by_seconds.add_scatter(x=one.seconds, y=one.best, **line)
-    metric = found[0].study.metric
-    for figure, against in (
-        (by_trials, "trials"),
-        (by_seconds, "seconds of training, all workers"),
-    ):
-        figure.update_layout(
-            xaxis_title=against,
-            yaxis_title=f"best {metric_name(metric)}{metric_unit(metric)} so far, validation",
-            template="plotly_white",
-            showlegend=True,
-        )
-    return [
-        ("Best so far, by trials", by_trials),
-        ("Best so far, by training time", by_seconds),
-    ]
-
-
 #: Fewer trials show luck.
 MIN_TRIALS = 10
 #: PED-ANOVA compares the best trials with all; it "is preferable to include at least 5".
 MIN_TOP = 5
 TOP_SHARE = 0.1
-BAR_COLUMNS = 30
 
 
 @dataclass(frozen=True)
@@ -245,10 +164,7 @@ def importances(database: Database, study: StoredStudy) -> Importances:
             f"Expected at least {MIN_TRIALS} complete trials to tell what mattered, "
             f"'{study.name}' has {n_trials}. Search on with 'dlnn-search start {study.name}'."
         )
-    top_share = ped_anova_share(n_trials)
-    ped = get_param_importances(
-        optuna_study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top_share)
-    )
+    top_share, ped = ped_anova_share(n_trials), ped_anova_shares(optuna_study)
     fanova: dict[str, float] = {}
     has_fanova = importlib.util.find_spec("sklearn") is not None
     if has_fanova:
@@ -260,6 +176,14 @@ def importances(database: Database, study: StoredStudy) -> Importances:
 def ped_anova_share(n_trials: int) -> float:
     """Return which share of the trials counts as the best: a tenth, but five at least."""
     return min(0.5, max(TOP_SHARE, MIN_TOP / n_trials))
+
+
+def ped_anova_shares(searched: optuna.Study) -> dict[str, float]:
+    """Return each parameter's share of what made the best trials, the most important first."""
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=ped_anova_share(len(searched.trials)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_param_importances(searched, evaluator=evaluator)
 
 
 def searched_trials(database: Database, study: StoredStudy) -> optuna.Study:
@@ -281,31 +205,35 @@ def searched_trials(database: Database, study: StoredStudy) -> optuna.Study:
     return found
 
 
-def print_importances(console: Console, study: StoredStudy, found: Importances) -> None:
-    """Print a row a parameter, the most important first."""
-    console.print(
-        f"{study.name}: what mattered in {found.n_trials} complete trials, as shares\n",
-        markup=False,
-        soft_wrap=True,
-    )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("parameter", no_wrap=True)
-    table.add_column(f"for the best {found.top_share:.0%}", justify="right", no_wrap=True)
-    table.add_column("")
-    if found.has_fanova:
-        table.add_column("for the value", justify="right", no_wrap=True)
-    for row in found.rows:
-        cells = [row.name, f"{row.ped_anova:.3f}", "#" * round(BAR_COLUMNS * row.ped_anova)]
-        if found.has_fanova:
-            cells.append("-" if row.fanova is None else f"{row.fanova:.3f}")
-        table.add_row(*cells)
-    console.print(table)
-    console.print(
-        "\nFor the best: PED-ANOVA. "
-        + (
-            "For the value: fANOVA, of parameters that every trial has."
-            if found.has_fanova
-            else "With scikit-learn installed (pip install scikit-learn) fANOVA comes beside it."
-        ),
-        soft_wrap=True,
-    )
+@dataclass(frozen=True)
+class Narrowing:
+    """What there is to show of a study.
+
+    Attributes:
+        regions: As stored, by stage: `stage`, `first_trial`, `finished_trials`, `parameters`.
+        distributions: By parameter, as declared; in the order in which they came up.
+        trials: Finished ones.
+        best: The best complete one.
+        edges: Parameters whose best value lies at an end of the declared range.
+    """
+
+    regions: list[dict[str, Any]]
+    distributions: dict[str, BaseDistribution]
+    trials: list[FrozenTrial]
+    best: FrozenTrial | None
+    edges: list[Edge]
+
+
+def narrowing_of(study: optuna.Study) -> Narrowing:
+    """Read what a study's trials and stored regions tell."""
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            distributions.setdefault(name, distribution)
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    complete.sort(key=lambda t: (-t.values[0] if maximize else t.values[0], t.number))
+    edges = find_edges(complete, len(complete))
+    best = complete[0] if complete else None
+    return Narrowing(stored_regions(study), distributions, trials, best, edges)

@@ -186,23 +186,36 @@ def budget_use(database: Database, study_id: int) -> BudgetUse:
     return BudgetUse(**row)
 
 
+def counts_of(database: Database, study_id: int) -> dict[str, int]:
+    """Return a study's number of slots by outcome, or by state where they have none."""
+    ended = (
+        sa.select(slots.c.outcome.label("key"), sa.func.count().label("n"))
+        .where(slots.c.study_id == study_id, slots.c.outcome.is_not(None))
+        .group_by(slots.c.outcome)
+    )
+    under_way = (
+        sa.select(slots.c.state, sa.func.count())
+        .where(slots.c.study_id == study_id, slots.c.state.in_(["open", "held", "waiting"]))
+        .group_by(slots.c.state)
+    )
+    with database.transaction() as connection:
+        # Apart, since an index answers each without a look at the rows and their configs.
+        return {row.key: row.n for row in connection.execute(ended.union_all(under_way))}
+
+
 def extend_slots(connection: Connection, study_id: int, n_slots: int) -> int:
     """Let a study whose row is locked have at least `n_slots`; return how many it has."""
     there = connection.scalar(sa.select(sa.func.count()).where(slots.c.study_id == study_id)) or 0
-    rows = [
-        {
-            "study_id": study_id,
-            "number": number,
-            "state": "open",
-            "fence": 0,
-            "losses": 0,
-            "told": 0,
-        }
-        for number in range(there, n_slots)
-    ]
+    rows = [new_slot(study_id, number) for number in range(there, n_slots)]
     if rows:
         connection.execute(slots.insert(), rows)
     return max(there, n_slots)
+
+
+def new_slot(study_id: int, number: int) -> dict[str, Any]:
+    """Return the row of a slot that nobody has begun."""
+    row = {"study_id": study_id, "number": number, "state": "open"}
+    return row | dict.fromkeys(("fence", "losses", "told"), 0)
 
 
 def lock_study(connection: Connection, study_id: int) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import UsageError
-from dlnn_search.storage.budget import time_is_up
+from dlnn_search.storage.budget import lock_study, time_is_up
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import curves, now, slots, studies
 from dlnn_search.storage.workers import insert_event
@@ -51,10 +51,7 @@ def kept_stop_rule(database: Database, study_id: int) -> tuple[bool, dict[str, f
 
 def _keep(database: Database, study_id: int, key: str, value: Any, *, replace: bool) -> Any:
     with database.transaction() as connection:
-        # Touching the row locks it: of two first starts one's value is kept.
-        connection.execute(
-            studies.update().where(studies.c.id == study_id).values(name=studies.c.name)
-        )
+        lock_study(connection, study_id)  # of two first starts one's value is kept
         definition = connection.scalar(
             sa.select(studies.c.definition).where(studies.c.id == study_id)
         )

@@ -140,7 +140,13 @@ def wait_for_space(database: Database, study_id: int, slot: Slot, seen: int | No
         if _waits_already(connection, slot) is not None:
             return True
         first = connection.scalar(goes_on) or seen
-        if first is None:
+        if first is None:  # nor has anybody else anything to wait for
+            connection.execute(
+                slots.update()
+                .where(slots.c.study_id == study_id, slots.c.state == "waiting")
+                .where(slots.c.waiting_reason == "space")
+                .values(state="open", waiting_reason=None, waits_for=None)
+            )
             return False
         _wait(connection, slot, "space", first)
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import optuna
@@ -19,6 +20,7 @@ from dlnn_search.files import CHECKPOINTS
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, folders_beside, lasting_name
 from dlnn_search.storage.control import change_control
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.database.sqlite import BUSY_SECONDS, file_of, network_file_system
 from dlnn_search.storage.optuna import (
     finish_optuna_study,
     read_optuna_study,
@@ -26,7 +28,16 @@ from dlnn_search.storage.optuna import (
     rename_within,
     write_optuna_study,
 )
-from dlnn_search.storage.schema import artifacts, curves, events, ledger, slots, studies, workers
+from dlnn_search.storage.schema import (
+    artifacts,
+    curves,
+    events,
+    ledger,
+    schema,
+    slots,
+    studies,
+    workers,
+)
 from dlnn_search.storage.workers import insert_event, searching
 
 #: A user attribute that ties a trial to its slot from the trial's first moment, so that a worker
@@ -72,7 +83,7 @@ def lost_words(database: Database, study_id: int, name: str) -> str | None:
         row = connection.execute(
             sa.select(studies.c.name, studies.c.definition).where(studies.c.id == study_id)
         ).first()
-        last = _begun_slots(connection, study_id, 1)
+        last = begun_slots(connection, study_id, 1)
     if row is None or (row.name != name and name not in row.definition.get(EARLIER_NAMES, ())):
         return f"The study '{name}' was deleted from {database.shown} meanwhile."
     if row.name != name:
@@ -283,7 +294,7 @@ def _moved(database: Database, row: sa.Row[Any], name: str) -> dict[int, int]:
     """
     storage = database.optuna
     with database.transaction() as connection:
-        begun = _begun_slots(connection, row.id, None)
+        begun = begun_slots(connection, row.id, None)
     study, trials, _ = read_optuna_study(storage, row.name)
     assert study is not None
     ids = write_optuna_study(storage, name, study, trials)
@@ -329,7 +340,7 @@ def _fits(database: Database, name: str, rows: Rows) -> bool:
 def _optuna_id(database: Database, row: sa.Row[Any]) -> int | None:
     """Return Optuna's id of the study of our row; None where its trials are not those there."""
     with database.transaction() as connection:
-        last = _begun_slots(connection, row.id, 1)
+        last = begun_slots(connection, row.id, 1)
     if not _fits(database, row.name, last):
         return None
     with suppress(KeyError):
@@ -337,7 +348,7 @@ def _optuna_id(database: Database, row: sa.Row[Any]) -> int | None:
     return None  # it was never begun
 
 
-def _begun_slots(connection: sa.Connection, study_id: int, limit: int | None = None) -> Rows:
+def begun_slots(connection: sa.Connection, study_id: int, limit: int | None = None) -> Rows:
     """Return a study's slots that have a trial, the last one first."""
     query: sa.Select[Any] = (
         sa.select(slots.c.id, slots.c.number, slots.c.trial_id, slots.c.trial_number)
@@ -352,7 +363,7 @@ def _copy_of(database: Database, study_id: int) -> str | None:
     """Return the name of the Optuna study that holds a copy of all of a study's trials."""
     with database.transaction() as connection:
         others = set(connection.scalars(sa.select(studies.c.name).where(studies.c.id != study_id)))
-        rows = _begun_slots(connection, study_id)
+        rows = begun_slots(connection, study_id)
     for name in optuna.get_all_study_names(database.optuna):
         if name not in others and _copied_ids(database, rows, name) is not None:
             return name
@@ -366,7 +377,7 @@ def _copy_named(database: Database, row: sa.Row[Any], name: str) -> dict[int, in
         StudyError: If there are none.
     """
     with database.transaction() as connection:
-        begun = _begun_slots(connection, row.id)
+        begun = begun_slots(connection, row.id)
     with suppress(KeyError):
         ids = _copied_ids(database, begun, name)
         if ids is not None:
@@ -423,7 +434,9 @@ def _check_free(database: Database, row: sa.Row[Any], name: str, *, is_copied: b
     """Check that no other study has a name, or had it."""
     with database.transaction() as connection:
         others = connection.execute(sa.select(studies).where(studies.c.id != row.id)).all()
-    taken = {each for other in others for each in (other.name, *_earlier_names(other))}
+    taken = {
+        each for other in others for each in (other.name, *other.definition.get(EARLIER_NAMES, ()))
+    }
     if not is_copied and name != row.name:
         taken |= {study.study_name for study in database.optuna.get_all_studies()}
     if name in taken:
@@ -431,11 +444,6 @@ def _check_free(database: Database, row: sa.Row[Any], name: str, *, is_copied: b
             f"The name '{name}' is taken: a study in {database.shown} has it, or had it before it "
             "was renamed. Choose another."
         )
-
-
-def _earlier_names(row: sa.Row[Any]) -> Sequence[str]:
-    names: Sequence[str] = row.definition.get(EARLIER_NAMES, ())
-    return names
 
 
 def _remove_folders(database: Database, family: Rows) -> None:
@@ -446,3 +454,82 @@ def _remove_folders(database: Database, family: Rows) -> None:
         if folder not in beside:
             for kind in (CHECKPOINTS, LOGS):
                 shutil.rmtree(database.files / kind / folder, ignore_errors=True)
+
+
+Facts = list[tuple[str, str]]
+
+
+def describe(database: Database) -> Facts:
+    """Return what there is to say of a database, as pairs of what about and words."""
+    with database.transaction() as connection:
+        facts = [("database", database.shown)]
+        file = file_of(database.url)
+        facts += _postgresql(connection) if file is None else _sqlite(connection, file)
+        row = connection.execute(sa.select(schema)).one()
+        facts.append(("our tables", f"version {row.version}, by dlnn-search {row.program}"))
+        facts += _contents(connection)
+        known = connection.execute(sa.select(studies.c.id, studies.c.name)).all()
+    version = database.optuna.get_current_version()
+    facts.insert(-1, ("Optuna's tables", f"{version}, by Optuna {optuna.__version__}"))
+    facts.append(("files", str(database.files)))
+    for row in known:
+        lost = lost_words(database, row.id, row.name)
+        if lost is not None:
+            facts.append(("broken", lost))
+    return facts
+
+
+def _sqlite(connection: sa.Connection, path: Path) -> Facts:
+    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+    version = connection.exec_driver_sql("SELECT sqlite_version()").scalar()
+    size = sum(
+        file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.exists()
+    )
+    facts = [
+        ("server", f"SQLite {version}, journal {mode}, waits {BUSY_SECONDS} s for a writer"),
+        ("size", f"{size / 1e6:,.1f} MB"),
+    ]
+    if (kind := network_file_system(path)) is not None:
+        facts.append(
+            ("warning", f"on a network file system ({kind}), where SQLite's locks do not hold")
+        )
+    return facts
+
+
+def _postgresql(connection: sa.Connection) -> Facts:
+    def ask(query: str) -> str:
+        return str(connection.exec_driver_sql(query).scalar())
+
+    used = ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+    reserved = ask("SHOW superuser_reserved_connections")
+    size = int(ask("SELECT pg_database_size(current_database())"))
+    return [
+        ("server", f"PostgreSQL {ask('SHOW server_version')}"),
+        (
+            "connections",
+            f"{used} in use of {ask('SHOW max_connections')} ({reserved} reserved); "
+            "a worker takes 1, at most 4",
+        ),
+        ("size", f"{size / 1e6:,.1f} MB"),
+    ]
+
+
+def _contents(connection: sa.Connection) -> Facts:
+    def count(table: sa.Table) -> int:
+        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+    done = connection.scalar(
+        sa.select(sa.func.count()).select_from(slots).where(slots.c.state == "done")
+    )
+    kept = connection.scalar(sa.select(sa.func.sum(artifacts.c.size_bytes))) or 0
+    return [
+        (
+            "holds",
+            f"{count(studies):,} studies, {count(slots):,} slots ({done:,} done), "
+            f"{count(curves):,} epochs, {count(ledger):,} openings of test splits",
+        ),
+        (
+            "checkpoints",
+            f"{count(artifacts):,} kept, {int(kept) / 1e6:,.1f} MB",
+        ),
+    ]

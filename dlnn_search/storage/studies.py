@@ -7,28 +7,26 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import optuna
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection
 
 from dlnn_search.errors import StudyError, UsageError, did_you_mean
-from dlnn_search.storage import schema
+from dlnn_search.storage.budget import counts_of, lock_study, new_slot
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.database.sqlite import BUSY_SECONDS, network_file_system
 from dlnn_search.storage.halves import (
     KINDS,
     Kind,
     archive,
+    begun_slots,
     linked_name,
     lost_words,
     n_optuna_trials,
 )
-from dlnn_search.storage.schema import now, slots, studies
+from dlnn_search.storage.schema import now, slots
 from dlnn_search.storage.schema import studies as table
 
 #: Changed lines shown of an edited study; the rest is counted.
@@ -125,17 +123,15 @@ def register(
     stored = find(database, name)
     _check_not_moved(database, stored)
     differences = _differences(stored.definition, definition)
-    has_trials = _has_trials(database, stored.id)
+    with database.transaction() as connection:
+        has_trials = bool(begun_slots(connection, stored.id, 1))
     if differences and not has_trials:
         # A study that has not begun may be mended, for example after its data were not found.
         if stored.earlier_names:
             definition = {**definition, EARLIER_NAMES: stored.earlier_names}
-        with database.transaction() as connection:
-            connection.execute(
-                table.update().where(table.c.id == stored.id).values(definition=definition)
-            )
-        return StoredStudy(stored.id, name, definition)
-    if has_trials and (fresh or (differences and not _has_results(database, stored.id))):
+        return _redefined(database, stored, definition)
+    has_results = has_trials and {"complete", "pruned"} & counts_of(database, stored.id).keys()
+    if has_trials and (fresh or (differences and not has_results)):
         kept_as = archive(database, stored.id, name)
         if kept_as is not None:
             say(f"'{name}' begins anew. Its trials so far are kept: dlnn-search trials {kept_as}")
@@ -150,13 +146,15 @@ def register(
             "with --storage."
         )
     if file and stored.file != file:  # moved meanwhile, or stored by an older version
-        definition = {**stored.definition, FILE: file}
-        with database.transaction() as connection:
-            connection.execute(
-                table.update().where(table.c.id == stored.id).values(definition=definition)
-            )
-        return StoredStudy(stored.id, name, definition)
+        return _redefined(database, stored, {**stored.definition, FILE: file})
     return stored
+
+
+def _redefined(database: Database, study: StoredStudy, definition: dict[str, Any]) -> StoredStudy:
+    with database.transaction() as connection:
+        mine = table.update().where(table.c.id == study.id)
+        connection.execute(mine.values(definition=definition))
+    return replace(study, definition=definition)
 
 
 def join(database: Database, name: str, definition: dict[str, Any]) -> StoredStudy:
@@ -191,13 +189,12 @@ def check_data(database: Database, stored: StoredStudy, identity: Sequence[str])
         StudyError: If the study's trials learned from others.
     """
     with database.transaction() as connection:
-        # Touching the row locks it: of two first workers one stores, and the other compares.
-        connection.execute(table.update().where(table.c.id == stored.id).values(name=stored.name))
+        lock_study(connection, stored.id)  # of two first workers one stores, the other compares
         definition = connection.scalar(sa.select(table.c.definition).where(table.c.id == stored.id))
         known = None if definition is None else definition.get("pictures")
         if known is not None and _are_same(known, identity):
             return
-        if known is None or not _has_trials_in(connection, stored.id):
+        if known is None or not begun_slots(connection, stored.id, 1):
             connection.execute(
                 table.update()
                 .where(table.c.id == stored.id)
@@ -315,31 +312,6 @@ def _check_not_moved(database: Database, study: StoredStudy) -> None:
         )
 
 
-def _has_trials(database: Database, study_id: int) -> bool:
-    with database.transaction() as connection:
-        return _has_trials_in(connection, study_id)
-
-
-def _has_results(database: Database, study_id: int) -> bool:
-    """Whether a trial tells something of its config: others cannot be compared with failures."""
-    with database.transaction() as connection:
-        n_results = connection.scalar(
-            sa.select(sa.func.count())
-            .select_from(slots)
-            .where(slots.c.study_id == study_id, slots.c.outcome.in_(("complete", "pruned")))
-        )
-    return bool(n_results)
-
-
-def _has_trials_in(connection: Connection, study_id: int) -> bool:
-    begun = connection.scalar(
-        sa.select(sa.func.count())
-        .select_from(slots)
-        .where(slots.c.study_id == study_id, slots.c.trial_id.is_not(None))
-    )
-    return bool(begun)
-
-
 def is_same(stored: StoredStudy, definition: dict[str, Any]) -> bool:
     """Whether trials of a study and of a stored one are comparable."""
     return not _differences(stored.definition, definition)
@@ -384,23 +356,13 @@ def linked(database: Database, parent: StoredStudy, kind: Kind) -> StoredStudy |
 def set_parent(database: Database, study_id: int, parent: str) -> None:
     """Note whose trials a study trains again."""
     with database.transaction() as connection:
-        connection.execute(studies.update().where(studies.c.id == study_id).values(parent=parent))
+        connection.execute(table.update().where(table.c.id == study_id).values(parent=parent))
 
 
 def parent_of(database: Database, study_id: int) -> str | None:
     """Return whose trials a study trains again; None where it searches by itself."""
     with database.transaction() as connection:
-        return connection.scalar(sa.select(studies.c.parent).where(studies.c.id == study_id))
-
-
-def first_config(database: Database, study_id: int) -> dict[str, Any] | None:
-    """Return the config of a study's first slot that has one."""
-    with database.transaction() as connection:
-        return connection.scalar(
-            sa.select(slots.c.config)
-            .where(slots.c.study_id == study_id, slots.c.number == 0)
-            .limit(1)
-        )
+        return connection.scalar(sa.select(table.c.parent).where(table.c.id == study_id))
 
 
 def seeds_of(database: Database, study_ids: Sequence[int]) -> list[int]:
@@ -420,25 +382,12 @@ def family_of(database: Database, name: str) -> list[int]:
     """Return a study with all that are linked with it; nothing where it is not known here."""
     with database.transaction() as connection:
         parent = connection.scalar(
-            sa.select(sa.func.coalesce(studies.c.parent, studies.c.name)).where(
-                studies.c.name == name
-            )
+            sa.select(sa.func.coalesce(table.c.parent, table.c.name)).where(table.c.name == name)
         )
-        query = sa.select(studies.c.id).where(
-            sa.or_(studies.c.name == parent, studies.c.parent == parent)
+        query = sa.select(table.c.id).where(
+            sa.or_(table.c.name == parent, table.c.parent == parent)
         )
         return list(connection.scalars(query))
-
-
-def seed_of_trial(database: Database, study_id: int, trial: int) -> int | None:
-    """Return the seed that a study's trial was trained with; None where it has no such trial."""
-    with database.transaction() as connection:
-        config = connection.scalar(
-            sa.select(slots.c.config).where(
-                slots.c.study_id == study_id, slots.c.trial_number == trial
-            )
-        )
-    return None if config is None else int(config["training"]["seed"])
 
 
 def add_given(
@@ -450,22 +399,14 @@ def add_given(
         How many were added.
     """
     with database.transaction() as connection:
-        _lock(connection, study_id)
+        lock_study(connection, study_id)
         fresh, n_slots = _fresh(connection, study_id, configs, identity)
         if fresh:
             connection.execute(
                 slots.insert(),
                 [
-                    {
-                        "study_id": study_id,
-                        "number": n_slots + place,
-                        "state": "open",
-                        "fence": 0,
-                        "losses": 0,
-                        "told": 0,
-                        "config": config,
-                    }
-                    for place, config in enumerate(fresh)
+                    {**new_slot(study_id, number), "config": config}
+                    for number, config in enumerate(fresh, start=n_slots)
                 ],
             )
     return len(fresh)
@@ -480,7 +421,7 @@ def give_first(
         How many configs were given a slot, and how many were left without one.
     """
     with database.transaction() as connection:
-        _lock(connection, study_id)
+        lock_study(connection, study_id)
         fresh, _ = _fresh(connection, study_id, configs, identity)
         open_slots = connection.execute(
             sa.select(slots.c.id, slots.c.config)
@@ -515,88 +456,3 @@ def _fresh(
             known.add(identity(config))
             fresh.append(config)
     return fresh, len(rows)
-
-
-def _lock(connection: Connection, study_id: int) -> None:
-    # An update that changes nothing takes the row's lock (PostgreSQL) or the writer's (SQLite).
-    connection.execute(studies.update().where(studies.c.id == study_id).values(name=studies.c.name))
-
-
-Facts = list[tuple[str, str]]
-
-
-def describe(database: Database) -> Facts:
-    """Return what there is to say, as pairs of what about and words."""
-    with database.transaction() as connection:
-        facts = [("database", database.shown)]
-        if database.engine.dialect.name == "sqlite":
-            facts += _sqlite(connection, Path(make_url(database.url).database or ""))
-        else:
-            facts += _postgresql(connection)
-        row = connection.execute(sa.select(schema.schema)).one()
-        facts.append(("our tables", f"version {row.version}, by dlnn-search {row.program}"))
-        facts += _contents(connection)
-    version = database.optuna.get_current_version()
-    facts.insert(-1, ("Optuna's tables", f"{version}, by Optuna {optuna.__version__}"))
-    facts.append(("files", str(database.files)))
-    for study in all_studies(database):
-        lost = lost_words(database, study.id, study.name)
-        if lost is not None:
-            facts.append(("broken", lost))
-    return facts
-
-
-def _sqlite(connection: Connection, path: Path) -> Facts:
-    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
-    version = connection.exec_driver_sql("SELECT sqlite_version()").scalar()
-    size = sum(
-        file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.exists()
-    )
-    facts = [
-        ("server", f"SQLite {version}, journal {mode}, waits {BUSY_SECONDS} s for a writer"),
-        ("size", f"{size / 1e6:,.1f} MB"),
-    ]
-    if (kind := network_file_system(path)) is not None:
-        facts.append(
-            ("warning", f"on a network file system ({kind}), where SQLite's locks do not hold")
-        )
-    return facts
-
-
-def _postgresql(connection: Connection) -> Facts:
-    def ask(query: str) -> str:
-        return str(connection.exec_driver_sql(query).scalar())
-
-    used = ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
-    reserved = ask("SHOW superuser_reserved_connections")
-    size = int(ask("SELECT pg_database_size(current_database())"))
-    return [
-        ("server", f"PostgreSQL {ask('SHOW server_version')}"),
-        (
-            "connections",
-            f"{used} in use of {ask('SHOW max_connections')} ({reserved} reserved); "
-            "a worker takes 1, at most 4",
-        ),
-        ("size", f"{size / 1e6:,.1f} MB"),
-    ]
-
-
-def _contents(connection: Connection) -> Facts:
-    def count(table: sa.Table) -> int:
-        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
-
-    done = connection.scalar(
-        sa.select(sa.func.count()).select_from(schema.slots).where(schema.slots.c.state == "done")
-    )
-    kept = connection.scalar(sa.select(sa.func.sum(schema.artifacts.c.size_bytes))) or 0
-    return [
-        (
-            "holds",
-            f"{count(schema.studies):,} studies, {count(schema.slots):,} slots ({done:,} done), "
-            f"{count(schema.curves):,} epochs, {count(schema.ledger):,} openings of test splits",
-        ),
-        (
-            "checkpoints",
-            f"{count(schema.artifacts):,} kept, {int(kept) / 1e6:,.1f} MB",
-        ),
-    ]

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.schema import events, now, slots
+from dlnn_search.storage.schema import events, now, slots, studies
 from dlnn_search.storage.schema import workers as table
 
 
@@ -126,6 +126,78 @@ class Presence:
             connection.execute(
                 table.update().where(table.c.id == self.worker).values(seen_at=now(), **values)
             )
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One worker.
+
+    Attributes:
+        name: Unique among all workers.
+        state: starting, training, waiting, paused, or troubled (`message` says by what).
+        silent_seconds: Since it last wrote to the database.
+        lease_age_seconds: Since its trial last made progress; None where it holds none.
+        share: The part of the running epoch that is done.
+        gpu: As given to `--gpus`; None is the processor.
+    """
+
+    name: str
+    host: str
+    pid: int
+    state: str
+    silent_seconds: float
+    trial_number: int | None
+    epoch: int | None
+    epochs: int | None
+    share: float | None
+    value: float | None
+    images_per_second: float | None
+    message: str | None = None
+    gpu: str | None = None
+    threads: int | None = None
+    memory_bytes: int | None = None
+    lease_age_seconds: float | None = None
+    age_seconds: float | None = None
+    log: str | None = None
+
+    @property
+    def short_name(self) -> str:
+        """The part of the name that differs between the workers of one host."""
+        return self.name.rpartition("-")[2]
+
+    @property
+    def where(self) -> str:
+        """Its host, and its GPU there."""
+        return self.host if self.gpu is None else f"{self.host} GPU {self.gpu}"
+
+
+def present_workers(database: Database, study_id: int) -> list[WorkerStatus]:
+    """Return the workers that were heard of lately or hold a lease, by host and GPU."""
+    columns = [column for column in table.c if column.name in WorkerStatus.__annotations__]
+    query = (
+        sa.select(
+            *columns,
+            table.c.id.label("name"),
+            (now() - table.c.seen_at).label("silent_seconds"),
+            (now() - table.c.started_at).label("age_seconds"),
+            # A lease lasts from the last progress on; the study says how long.
+            (now() - (slots.c.lease_ends_at - studies.c.lease_seconds)).label("lease_age_seconds"),
+        )
+        .join(studies, studies.c.id == table.c.study_id)
+        .outerjoin(
+            slots,
+            sa.and_(
+                slots.c.study_id == study_id,
+                slots.c.state == "held",
+                slots.c.worker == table.c.id,
+            ),
+        )
+        .where(table.c.study_id == study_id, table.c.state != "stopped")
+        .where(sa.or_(table.c.seen_at > now() - SILENT_SECONDS, slots.c.lease_ends_at > now()))
+        .order_by(table.c.host, table.c.gpu, table.c.id)
+    )
+    with database.transaction() as connection:
+        return [WorkerStatus(**row) for row in connection.execute(query).mappings()]
 
 
 def has_trained_here(database: Database, study_id: int) -> bool:

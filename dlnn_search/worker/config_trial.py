@@ -14,7 +14,6 @@ from dlnn_search import data
 from dlnn_search.config import Config, CurriculumStage, Data
 from dlnn_search.data.splits import TrainingData
 from dlnn_search.errors import OutageError, StorageError
-from dlnn_search.storage.curves import Point
 from dlnn_search.storage.duplicates import (
     Duplicate,
     find_duplicate,
@@ -22,6 +21,7 @@ from dlnn_search.storage.duplicates import (
     wait_for_space,
 )
 from dlnn_search.storage.slots import LostLeaseError, Outcome
+from dlnn_search.storage.trials import Point
 from dlnn_search.storage.workers import has_trained_here
 from dlnn_search.training.checkpoint import (
     Checkpoint,

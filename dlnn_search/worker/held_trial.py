@@ -29,18 +29,18 @@ from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.pruners import falls_behind, rungs_of
 from dlnn_search.storage.checkpoints import Standing, place_of, settle_checkpoint, standing_of
 from dlnn_search.storage.control import kept_stop_rule
-from dlnn_search.storage.curves import (
+from dlnn_search.storage.database import Database, UndoneError, storage_errors
+from dlnn_search.storage.database.outages import MAX_PAUSE_SECONDS, pause_seconds
+from dlnn_search.storage.duplicates import settle_like
+from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Outcome, Slot, Slots
+from dlnn_search.storage.studies import StoredStudy
+from dlnn_search.storage.trials import (
     Point,
     add_points,
     curve_of_slot,
     kept_of_slot,
     replace_curve,
 )
-from dlnn_search.storage.database import Database, UndoneError, storage_errors
-from dlnn_search.storage.database.outages import MAX_PAUSE_SECONDS, pause_seconds
-from dlnn_search.storage.duplicates import settle_like
-from dlnn_search.storage.slots import MAX_LOSSES, LostLeaseError, Outcome, Slot, Slots
-from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.workers import Presence, add_event
 from dlnn_search.study import Sampler, Study
 from dlnn_search.worker.interruption import Interruption
@@ -537,15 +537,14 @@ class HeldTrial:
         """
         search, slot_id = self.search, self.slot.id
         database, metric = search.database, search.study.metric
-        search.retrying(
-            lambda: database.at_once(
-                *settle,
-                lambda: write_note(self.trial, slot_id, verdict, database, metric),
-                lambda: self._tell(verdict),
-                lambda: search.slots.mark_told(slot_id),
-                self._look,
-            )
+        parts = (
+            *settle,
+            partial(write_note, self.trial, slot_id, verdict, database, metric),
+            partial(self._tell, verdict),
+            partial(search.slots.mark_told, slot_id),
+            self._look,
         )
+        search.retrying(partial(database.at_once, *parts))
         value = "" if verdict.value is None else f", {metric} {verdict.value:.6g}"
         log.info("Trial %d is %s%s.", self.trial.number, verdict.outcome, value)
         keep = search.study.keep_checkpoints

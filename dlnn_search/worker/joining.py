@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import asdict
 
-import sqlalchemy as sa
-
 from dlnn_search.config import OwnData
 from dlnn_search.data.loading import identity_of
 from dlnn_search.errors import StudyError
@@ -22,10 +20,7 @@ from dlnn_search.storage.control import (
     orders,
     set_control,
 )
-from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.duplicates import TRAINED_ITSELF
-from dlnn_search.storage.schema import slots
 from dlnn_search.storage.studies import (
     StoredStudy,
     all_studies,
@@ -34,6 +29,7 @@ from dlnn_search.storage.studies import (
     join,
     parent_of,
 )
+from dlnn_search.storage.trials import curve_of_slot, values_of
 from dlnn_search.study import Study
 from dlnn_search.study.finding import earlier_version, register
 from dlnn_search.worker.first_trials import example_config
@@ -164,14 +160,7 @@ def converged_words(database: Database, study_id: int) -> str | None:
 
 def study_outlook(database: Database, stored: StoredStudy, min_trials: int) -> Outlook | None:
     """Return what the study can still be expected to gain; None where that cannot be told yet."""
-    with database.transaction() as connection:
-        values = connection.scalars(
-            sa.select(slots.c.value)
-            .where(slots.c.study_id == stored.id, slots.c.outcome == "complete")
-            # Another's result says nothing new.
-            .where(TRAINED_ITSELF)
-            .order_by(slots.c.trial_number)
-        ).all()
+    values = values_of(database, stored.id)
     if len(values) < min_trials:
         return None
     best = best_trials(database, stored, N_CURVES)

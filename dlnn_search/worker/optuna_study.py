@@ -22,11 +22,11 @@ from dlnn_search.optuna_version import opened, study_id_of, trial_id_of
 from dlnn_search.pruners import HalvingPruner, RungValues, reported_values
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
 from dlnn_search.samplers.observations import INFEASIBLE_ATTRIBUTE
-from dlnn_search.storage.curves import StoredRungValues
 from dlnn_search.storage.database import Database, storage_errors
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE as SLOT_ATTRIBUTE
 from dlnn_search.storage.optuna import TrialStorage, trial_storage
 from dlnn_search.storage.slots import LEASE_SECONDS, Slot
+from dlnn_search.storage.trials import StoredRungValues
 from dlnn_search.study import SAMPLERS, CmaEs, Gp, Qmc, RandomSearch, Sampler, Study
 from dlnn_search.worker.first_trials import first_trials
 

@@ -17,19 +17,17 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 import optuna
-import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.metrics import DIRECTIONS, loss_sign, metric_name, metric_unit, metric_value
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
-from dlnn_search.storage.curves import Point, curve_of_slot, note_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import SLOT_ATTRIBUTE
-from dlnn_search.storage.schema import slots as table
 from dlnn_search.storage.slots import LEASE_SECONDS, Fate, Outcome, Settled, Slots
 from dlnn_search.storage.studies import all_studies
+from dlnn_search.storage.trials import Point, curve_of_slot, is_best_so_far, note_of_slot
 from dlnn_search.worker.optuna_study import put_back, storage_of, take_up
 from dlnn_search.worker.verdict import Verdict
 
@@ -236,21 +234,6 @@ def write_note(
     from optuna_dashboard import save_note  # half a second, and most processes write none
 
     save_note(trial, "\n".join(lines))
-
-
-def is_best_so_far(database: Database, slot_id: int, value: float, metric: str) -> bool:
-    """Whether no complete trial of the slot's study has a better value."""
-    mine, other = table.alias("mine"), table.alias("other")
-    minimize = DIRECTIONS[metric] == "minimize"
-    is_better = other.c.value < value if minimize else other.c.value > value
-    query = (
-        sa.select(other.c.id)
-        .join(mine, mine.c.study_id == other.c.study_id)
-        .where(mine.c.id == slot_id, other.c.outcome == "complete", is_better)
-        .limit(1)
-    )
-    with database.transaction() as connection:
-        return connection.scalar(query) is None
 
 
 def _thinned(points: list[Point]) -> list[Point]:

@@ -36,15 +36,15 @@ def main() -> None:
     """Search, and print what was come by."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for option, function, words in (
-        ("--start", "service/start.py:start", "the start command's function"),
-        ("--worker", "service/worker.py:run_worker", "the worker command's"),
-        ("--claim", "search/claiming.py:Claim.__call__", "which claims a slot"),
+        ("--start", "commands/start.py:start", "the start command's function"),
+        ("--worker", "worker/worker.py:run_worker", "the worker command's"),
+        ("--claim", "worker/held_trial.py:claim", "which claims a slot"),
         ("--settle", "storage/slots.py:settle_held", "which writes the outcome"),
     ):
         parser.add_argument(option, default=function, metavar="FILE:NAME", help=words)
     parser.add_argument(
         "--follow",
-        default="Study,Slot,Trial",
+        default="Study,Slot,Trial,HeldTrial",
         help="classes: of a function that has one of these, or what holds one, the calls count",
     )
     parser.add_argument("--files", action="store_true", help="list the files")

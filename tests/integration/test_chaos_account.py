@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
-from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell

@@ -20,11 +20,11 @@ from dlnn_search.errors import UsageError
 from dlnn_search.results.comparison import compared, differences, importances
 from dlnn_search.results.confirmation import Candidate, Confirmation, confirmation, retuning
 from dlnn_search.storage.control import keep_rate, kept_rate
-from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, linked, parent_of, register, seeds_of
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.study import Study as AnyStudy
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell

@@ -8,11 +8,12 @@ import optuna
 from werkzeug.test import Client
 
 from dlnn_search.dashboard import _application, _remembering
-from dlnn_search.dashboard.curves import learning_curves
-from dlnn_search.storage.curves import Point, add_points
+from dlnn_search.report.figures import learning_curves
+from dlnn_search.results.status import shown_curves
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_points
 
 from .slot_life import DEFINITION, claimed, set_slot
 
@@ -53,7 +54,7 @@ def test_of_equal_trials_the_first_is_the_best_and_a_failed_one_never(database: 
         point = Point(1, {"accuracy": 0.5}, 1.0, 1e3)
         assert add_points(database, slot.id, slot.fence, [point], place="0" * 32, epochs=1)
         set_slot(database, slot, trial_number=number, state="done", outcome=outcome, value=value)
-    figure = learning_curves(database, study)
+    figure = learning_curves(study, shown_curves(database, study))
     assert [line.name for line in figure.data] == [
         "trial 0, failed",
         "trial 1, best",

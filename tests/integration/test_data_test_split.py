@@ -37,7 +37,7 @@ MNIST = Mnist()
 OWN = OwnData(study="mine", n_classes=3)
 
 #: The only modules that may name `load_test`, besides the data package that defines it.
-MAY_OPEN_THE_TEST = {"service/evaluate.py"}
+MAY_OPEN_THE_TEST = {"commands/evaluate.py"}
 
 _opened: list[str] | None = None
 

@@ -177,12 +177,15 @@ def _deaf(_: object) -> nullcontext[None]:
 def test_a_config_whose_trial_failed_by_a_bug_is_trained_again_and_one_that_diverged_is_not(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors: list[Exception] = [RuntimeError("a bug"), DivergedError("The loss became NaN.")]
+    # Of the second trial: by a bug of its first a search ends.
+    errors: list[Exception | None] = [None] * EPOCHS
+    errors += [RuntimeError("a bug"), DivergedError("The loss became NaN.")]
     train = fit_module._Run.epoch
 
     def epoch(self: fit_module._Run, number: int) -> Epoch:
-        if errors:
-            raise errors.pop(0)
+        error = errors.pop(0) if errors else None
+        if error is not None:
+            raise error
         return train(self, number)
 
     monkeypatch.setattr(fit_module._Run, "epoch", epoch)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from dlnn_search.report.live import budget_words
-from dlnn_search.results.status import all_trials, study_status
+from dlnn_search.results.status import study_status
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import set_control, set_reuse
-from dlnn_search.storage.curves import Point, add_points, curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import (
     Duplicate,
@@ -22,6 +21,7 @@ from dlnn_search.storage.duplicates import (
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
 from dlnn_search.storage.studies import all_studies, register
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot, trials_of
 from dlnn_search.storage.workers import last_events
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot
@@ -189,7 +189,7 @@ def test_a_slot_that_waits_is_neither_done_nor_held_and_is_said(
     status = study_status(database, stored)
     assert (status.counts["held"], status.counts["waiting"], status.budget) == (1, 1, 4)
     assert "1 waiting for another trial" in budget_words(status)
-    waiting = all_trials(database, stored)[1]
+    waiting = trials_of(database, stored)[1]
     assert (waiting.outcome, waiting.reason) == (
         "waiting",
         "Waits for another trial, which trains the same config just now.",
@@ -228,6 +228,21 @@ def test_no_fresh_slot_is_begun_while_one_waits_for_a_space_that_brings_nothing_
     assert again.id == second.id
     assert not wait_for_space(database, study_id, again, None), "nothing goes on: it is used up"
     assert claimed(slots).number == 2
+
+
+def test_when_a_space_is_used_up_no_slot_waits_for_it_any_more(
+    database: Database, slots: Slots, study_id: int
+) -> None:
+    first, second, third = claimed(slots), claimed(slots), claimed(slots)
+    find_duplicate(database, study_id, first, "same")
+    for slot in (second, third):
+        assert wait_for_space(database, study_id, slot, None)
+    slots.settle(first, "complete", value=0.5)
+    again = claimed(slots)
+    assert again.id == second.id
+    assert not wait_for_space(database, study_id, again, None)
+    row = row_of(database, third)
+    assert (row["state"], row["waiting_reason"], row["waits_for"]) == ("open", None, None)
 
 
 def test_who_drew_only_what_was_trained_asks_again_when_that_is_settled(

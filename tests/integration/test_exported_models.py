@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import optuna
 import pytest
 
 from dlnn_search import data
@@ -70,12 +71,16 @@ def searched(database: Database, file: Path, halved: bool) -> tuple[StoredStudy,
             training=Training(epochs=2, batch_size=8, learning_rate=1e-3, precision="float32"),
         )
     )
+    optuna_study = optuna.create_study(
+        study_name=study.name, storage=database.optuna, direction="maximize"
+    )
     stored = register(database, study.name, study.definition())
     slots = Slots(database, stored.id)
     slots.extend_to(1)
     slot = slots.claim("w")
     assert slot is not None
-    slots.begin(slot, 1, 0)
+    trial = optuna_study.ask()
+    slots.begin(slot, trial._trial_id, trial.number)
     note_config(database, slot, config.model_dump(mode="json"))
     folder = (database.files / slot_path(study.name, slot.number)).parent
     fitted = fit(config, data.load(config.data), folder=folder, generation=slot.fence)

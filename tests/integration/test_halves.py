@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +13,23 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sa
+import typer
 
 from dlnn_search.archive.backup import back_up, restore
+from dlnn_search.cli import control as cli
 from dlnn_search.commands.confirm import check_new_name, enqueue
 from dlnn_search.commands.doctor import _database as database_findings
-from dlnn_search.dashboard.curves import FIGURE_ID, paint
+from dlnn_search.dashboard import FIGURE_ID, paint
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import slot_path
 from dlnn_search.samplers.coarse_to_fine import CoarseToFine
 from dlnn_search.storage import schema
 from dlnn_search.storage.checkpoints import find_orphans
 from dlnn_search.storage.database import Database, open_database
-from dlnn_search.storage.halves import check_idle, delete_study, lost_words, rename_study
+from dlnn_search.storage.halves import check_idle, delete_study, describe, lost_words, rename_study
 from dlnn_search.storage.ledger import openings
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.studies import StoredStudy, describe, find, linked, look_up, register
+from dlnn_search.storage.studies import StoredStudy, find, linked, look_up, register
 from dlnn_search.storage.workers import Presence
 from dlnn_search.study import RandomSearch, Sampler, Study, Tpe
 from dlnn_search.study.finding import built_in_studies
@@ -87,6 +91,28 @@ def test_a_deleted_study_leaves_nothing_but_the_ledger(
     assert openings(database) == tested
     assert not (database.files / "checkpoints" / NAME).exists()
     assert (database.files / slot_path("another", 0)).is_file()
+
+
+class Terminal(io.StringIO):
+    """A user who sits at it and types one answer."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_a_study_is_deleted_only_by_who_says_yes(
+    database: Database, stored: StoredStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for answer in ("n", "", "maybe\nno"):
+        monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
+        with pytest.raises(typer.Exit) as left:
+            cli.delete(NAME, storage=database.url)
+        assert left.value.exit_code == 1
+        assert find(database, NAME).id == stored.id
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    cli.delete(NAME, storage=database.url)
+    with pytest.raises(UsageError, match=f"has no study '{NAME}'"):
+        find(database, NAME)
 
 
 def test_a_renamed_study_keeps_trials_checkpoints_and_random_numbers(

@@ -18,10 +18,10 @@ from optuna_dashboard import get_note
 
 from dlnn_search.errors import ExitCode
 from dlnn_search.storage import schema
-from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import curve_of_slot
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch
 from dlnn_search.training.fit import Fitted

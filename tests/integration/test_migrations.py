@@ -23,11 +23,11 @@ from dlnn_search.errors import StorageError
 from dlnn_search.results.status import study_status
 from dlnn_search.samplers.observations import DUPLICATE_ATTRIBUTE
 from dlnn_search.storage import migrations, schema
-from dlnn_search.storage.curves import curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.ledger import openings
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import find
+from dlnn_search.storage.trials import curve_of_slot
 from dlnn_search.study import Study
 from dlnn_search.worker.worker import run_worker
 

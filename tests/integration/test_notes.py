@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from optuna_dashboard import get_note
 
-from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.worker import reports as module
 from dlnn_search.worker.reports import write_note
 from dlnn_search.worker.verdict import Verdict

@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.errors import OutageError, StorageError
-from dlnn_search.storage.curves import Point
 from dlnn_search.storage.database import Database, open_database
+from dlnn_search.storage.trials import Point
 from dlnn_search.storage.workers import last_events
 from dlnn_search.training import fit as fit_module
 from dlnn_search.training.checkpoint import Epoch, Pace
@@ -222,7 +222,7 @@ def test_a_database_that_is_locked_for_a_while_is_waited_for(
 
 
 def test_points_written_twice_are_stored_once(database: Database) -> None:
-    from dlnn_search.storage.curves import add_points
+    from dlnn_search.storage.trials import add_points
 
     searched = Searched.open(database, study_of())
     slot = searched.slots.claim(searched.presence.worker)

@@ -7,11 +7,11 @@ import optuna
 from dlnn_search import Clocks, Config, Mlp, Study
 from dlnn_search.pruners import Halving
 from dlnn_search.results.status import study_status
-from dlnn_search.storage.curves import Point, StoredRungValues, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import find_duplicate, settle_like
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, StoredRungValues, add_points
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
 from .slot_life import DEFINITION

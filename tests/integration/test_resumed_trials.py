@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dlnn_search.errors import OutageError
-from dlnn_search.storage.curves import note_of_slot, replace_curve
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import LostLeaseError, Slot
+from dlnn_search.storage.trials import note_of_slot, replace_curve
 from dlnn_search.storage.workers import last_events
 from dlnn_search.study import Halving
 from dlnn_search.training import fit as fit_module

@@ -14,10 +14,11 @@ from typer.testing import CliRunner, Result
 from dlnn_search import CoarseToFine
 from dlnn_search.cli import app
 from dlnn_search.config import Config, Mlp, Mnist, Training
-from dlnn_search.dashboard.curves import _put_figure
+from dlnn_search.dashboard import _put_figures
 from dlnn_search.errors import UsageError
-from dlnn_search.report.figures import narrowing_figure, narrowing_of
+from dlnn_search.report.figures import narrowing_figure
 from dlnn_search.results.advice import advice, facts_of
+from dlnn_search.results.comparison import narrowing_of
 from dlnn_search.results.status import study_status
 from dlnn_search.samplers.regions import stored_regions
 from dlnn_search.storage.database import Database, open_database
@@ -231,7 +232,7 @@ def test_the_dashboard_gets_the_picture_as_soon_as_a_region_is_stored(
     made(sqlite_database, 12)
 
     def pictures() -> list[str]:
-        _put_figure(sqlite_database, find(sqlite_database, "some-study"))
+        _put_figures(sqlite_database, find(sqlite_database, "some-study"))
         kept = open_optuna_study(STUDY, sqlite_database)
         attributes = kept._storage.get_study_system_attrs(kept._study_id)
         return [key for key in attributes if key.startswith("dashboard:") and "regions" in key]

@@ -9,11 +9,11 @@ import sqlalchemy as sa
 
 from dlnn_search.storage import schema
 from dlnn_search.storage.control import set_lease_seconds
-from dlnn_search.storage.curves import Point, add_points, curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 
 from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of
 

@@ -9,11 +9,11 @@ import pytest
 
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import set_control
-from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots, settle_held
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_points
 
 from .slot_life import (
     DEFINITION,
@@ -133,7 +133,7 @@ def test_wall_time_of_workers_that_crashed_ends_with_the_last_lease(
         "renew",
         "begin",
         "add_points",
-        "note_config",
+        "find_twin",
         "settle",
         "release",
     ],
@@ -159,7 +159,7 @@ def test_time_in_which_a_machine_was_off_or_suspended_is_used_by_nobody(
         "renew": lambda: slots.renew(slot),
         "begin": lambda: slots.begin(slot, 1, 0),
         "add_points": lambda: add_points(database, slot.id, slot.fence, [Point(1, {}, 1.0, 1.0)]),
-        "note_config": lambda: note_config(database, slot, {}),
+        "find_twin": lambda: note_config(database, slot, {}),
         "settle": lambda: slots.settle(slot, "complete", value=1.0),
         "release": lambda: slots.release(slot),
     }

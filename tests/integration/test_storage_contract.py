@@ -14,12 +14,12 @@ from dlnn_search.config import Config, Dense, Mlp, Mnist, Origin, OwnData, Train
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.results.status import study_status
 from dlnn_search.storage import schema
-from dlnn_search.storage.curves import Point, add_points, curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.ledger import LedgerEntry, openings
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import MAX_DIFFERENCES, all_studies, find, register
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 from dlnn_search.storage.workers import Presence, new_worker_name
 from dlnn_search.study import Halving, Quick, RandomSearch, Study
 

@@ -23,7 +23,6 @@ from dlnn_search.cli.options import storage_words
 from dlnn_search.config import Config, Mnist
 from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
 from dlnn_search.storage import schema
-from dlnn_search.storage.curves import Point, add_points, curve_of_slot
 from dlnn_search.storage.database import (
     DEFAULT_URL,
     Database,
@@ -35,6 +34,7 @@ from dlnn_search.storage.database import (
 from dlnn_search.storage.schema import SCHEMA_VERSION
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 from dlnn_search.study import Study
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from dlnn_search.config import Config, Mlp, Mnist
 from dlnn_search.results.status import study_status
-from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.slots import Slots, new_token
 from dlnn_search.storage.studies import find, register
+from dlnn_search.storage.trials import Point, curve_of_slot
 from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Halving, RandomSearch, Study
 from dlnn_search.worker import held_trial as outbox_module

@@ -22,10 +22,10 @@ from dlnn_search import (
 from dlnn_search.commands.warm_start import WarmStart, agreeing, warm_start
 from dlnn_search.errors import UsageError
 from dlnn_search.storage.control import orders
-from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.worker.first_trials import example_config
 from dlnn_search.worker.joining import converged_words, settle, stop_if_converged
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study

@@ -22,11 +22,11 @@ from dlnn_search.errors import DataError, ExitCode, StudyError
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import go_on, is_first, orders, set_control
-from dlnn_search.storage.curves import Point, curve_of_slot, replace_curve
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, curve_of_slot, replace_curve
 from dlnn_search.storage.workers import last_events
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.training import fit as fit_module

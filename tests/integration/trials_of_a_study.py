@@ -9,10 +9,10 @@ import optuna
 
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
 from dlnn_search.data.splits import Split, TrainingData
-from dlnn_search.storage.curves import Point, curve_of_slot
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slot, Slots, new_token
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, curve_of_slot
 from dlnn_search.storage.workers import Presence
 from dlnn_search.study import Halving, RandomSearch, Study
 from dlnn_search.worker.config_trial import train_config

@@ -11,11 +11,11 @@ from optuna.trial import TrialState
 from dlnn_search.config import Config, Mlp, Mnist, Origin, Training
 from dlnn_search.files import slot_path
 from dlnn_search.storage.checkpoints import settle_checkpoint
-from dlnn_search.storage.curves import Point, add_points
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.storage.workers import add_event
 from dlnn_search.study import Halving, Study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study

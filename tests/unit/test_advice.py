@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlnn_search.results.advice import Facts, advice
-from dlnn_search.results.status import FailureStatus, StudyStatus, WorkerStatus
+from dlnn_search.results.status import StudyStatus
 from dlnn_search.samplers.regions import Edge
 from dlnn_search.storage.budget import BudgetUse
+from dlnn_search.storage.trials import Failures
+from dlnn_search.storage.workers import WorkerStatus
 
 
 def worker(name: str = "host-1-aa", state: str = "training", **more: Any) -> WorkerStatus:
@@ -32,7 +34,7 @@ def worker(name: str = "host-1-aa", state: str = "training", **more: Any) -> Wor
 def status(
     counts: dict[str, int],
     workers: Sequence[WorkerStatus] = (worker(),),
-    failures: Sequence[FailureStatus] = (),
+    failures: Sequence[Failures] = (),
     **more: Any,
 ) -> StudyStatus:
     n_done = sum(counts.get(key, 0) for key in ("complete", "pruned", "failed"))
@@ -59,8 +61,8 @@ def only(facts: Facts) -> str:
     return sentence
 
 
-def diverged(n: int) -> FailureStatus:
-    return FailureStatus("diverged", n, 3, "Diverged in epoch 1")
+def diverged(n: int) -> Failures:
+    return Failures("diverged", n, 3, "Diverged in epoch 1")
 
 
 def test_a_search_that_is_well_gets_no_advice() -> None:
@@ -113,7 +115,7 @@ def test_workers_that_are_killed_again_and_again_hint_at_memory() -> None:
 
 
 def test_trials_out_of_memory_call_for_less_at_once() -> None:
-    failed = FailureStatus("out_of_memory", 1, 2, "OOM")
+    failed = Failures("out_of_memory", 1, 2, "OOM")
     counts = {"failed": 1, "open": 3}
     on_processor = only(Facts(status(counts, failures=[failed])))
     assert "batch size" in on_processor and on_processor.endswith("or --workers.")

@@ -208,9 +208,8 @@ class Database:
 
 def files_folder(url: str) -> Path:
     """Return the folder beside an SQLite database, or `storage/data` for a server's."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        return Path(parsed.database).resolve().parent
+    if (path := sqlite.file_of(url)) is not None:
+        return path.resolve().parent
     return Path(os.environ.get("DLNN_SEARCH_FILES", "storage/data")).resolve()
 
 
@@ -295,7 +294,7 @@ def open_database(url: str, *, create: bool, read_only: bool = False) -> Databas
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with storage_errors(url):
-        if make_url(url).get_backend_name() == "sqlite":
+        if sqlite.file_of(url) is not None:
             sqlite.look_for_file(url, create=create)
         kwargs = _engine_kwargs(url, read_only)
         # Optuna makes its tables in any database that it opens, so we look first.
@@ -337,7 +336,7 @@ def upgrade_database(url: str) -> tuple[int, int]:
         StorageError: If there is none, or a newer program made it.
     """
     with storage_errors(url):
-        if make_url(url).get_backend_name() == "sqlite":
+        if sqlite.file_of(url) is not None:
             sqlite.look_for_file(url, create=False)
         kwargs = _engine_kwargs(url)
         engine = sa.create_engine(url, **kwargs)
@@ -365,7 +364,7 @@ def _no_study_yet(url: str) -> StorageError:
 
 
 def _engine_kwargs(url: str, read_only: bool = False) -> dict[str, Any]:
-    if make_url(url).get_backend_name() != "sqlite":
+    if sqlite.file_of(url) is None:
         settings = _connection_settings(url)
         if read_only:
             # After the address's own, which would be overwritten: of two settings the last counts.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -110,6 +109,12 @@ def with_whole_path(text: str) -> str:
     return text.replace("?", "%3F")
 
 
+def file_of(url: str) -> Path | None:
+    """Return the file that an address names, there or not; None for a server's."""
+    parsed = make_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
 def look_for_file(url: str, *, create: bool) -> None:
     """Make the database's folder, or say that there is no database.
 
@@ -159,11 +164,10 @@ def network_file_system(path: Path) -> str | None:
 
 def file_identity(url: str) -> FileIdentity | None:
     """Return which file an SQLite address names at this moment; None for a server, or none."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
+    if (path := file_of(url)) is None:
         return None
     try:
-        status = os.stat(parsed.database or "")
+        status = path.stat()
     except OSError:
         return None
     return status.st_dev, status.st_ino
