@@ -1,7 +1,7 @@
 """Which Optuna is installed: one that our contract suite has passed on, or another version 5.
 
 With a tested one, writes are batched and joined with ours through Optuna's private interface
-(`storage.optuna_private`). With another one its documented interface does everything; what even
+(`storage.optuna.private`). With another one its documented interface does everything; what even
 that needs and this Optuna lacks is said in words.
 """
 

@@ -51,7 +51,6 @@ def back_up(
     database: Database,
     names: Sequence[str] | None,
     path: Path,
-    say: Callable[[str], None] = lambda words: None,
 ) -> tuple[list[Copied], int]:
     """Write studies as they are at this moment into one file; workers go on meanwhile.
 
@@ -70,7 +69,6 @@ def back_up(
         copies, others = read_all(database, names)
         copied = []
         for copy in copies:
-            say(f"{copy.name}: {words_of(copy.counts())}")
             number = writer.add_study(copy)
             n_there, n_lacking = 0, 0
             for slot, file in checkpoints_of(copy, database.files).items():
@@ -94,7 +92,6 @@ def restore(
     *,
     new_name: str | None = None,
     only: str | None = None,
-    say: Callable[[str], None] = lambda words: None,
 ) -> list[Copied]:
     """Write a backup's studies into a database: all of them, or, in case of failure, none.
 
@@ -131,7 +128,6 @@ def restore(
             for number, copy in zip(numbers, copies, strict=True):
                 members = reader.checkpoints(number)
                 copied.append(_put_checkpoints(copy, members, reader, put))
-                say(f"{copy.name}: {words_of(copy.counts())}")
             write_studies(database, copies, put.place)
         except BaseException:
             put.undo()
@@ -251,7 +247,6 @@ def migrate(
     source: Database,
     target: Database,
     names: Sequence[str] | None,
-    say: Callable[[str], None] = lambda words: None,
 ) -> list[Copied]:
     """Move studies from one database to another: all of them, or, in case of failure, none.
 
@@ -287,7 +282,6 @@ def migrate(
                 }
                 n_lacking = forget_unreachable(copy, there)
                 copied.append(Copied(copy.name, copy.counts(), len(there), n_lacking))
-                say(f"{copy.name}: {words_of(copy.counts())}")
             write_studies(target, copies, put.place)
         except BaseException:
             put.undo()

@@ -286,10 +286,6 @@ class BackupReader:
             for chunk in self._chunks(name, self.manifest.members[name].size_bytes):
                 target.write(chunk)
 
-    def sha256(self, name: str) -> str:
-        """Return a member's sum."""
-        return self.manifest.members[name].sha256
-
     def _read_manifest(self) -> Manifest:
         names = self._zip.namelist()
         if MANIFEST not in names:

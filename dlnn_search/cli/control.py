@@ -334,15 +334,6 @@ def _ask_first(question: str, yes: bool) -> None:
         raise typer.Exit(1)
 
 
-def _find(database: Database, study: str) -> StoredStudy:
-    """Return a study that is whole."""
-    from dlnn_search.storage.studies import check_whole
-
-    stored = _look_up(database, study)
-    check_whole(database, stored)
-    return stored
-
-
 def _look_up(database: Database, study: str) -> StoredStudy:
     from dlnn_search.storage.studies import look_up
 

@@ -14,12 +14,20 @@ from dlnn_search.cli.options import (
     StorageOption,
     StudyArgument,
     StudyOfConfigOption,
+    WorkersOption,
     database_url_of,
     make_console,
     open_known,
+    open_study,
     storage_words,
 )
 from dlnn_search.errors import ExitCode, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from dlnn_search.commands.confirm import Planned
+    from dlnn_search.results.confirmation import Confirmation
+    from dlnn_search.storage.database import Database
+    from dlnn_search.storage.studies import StoredStudy
 
 
 def regions(
@@ -33,22 +41,18 @@ def regions(
     """Show how the space narrowed, stage by stage."""
     import optuna
 
-    from dlnn_search.errors import StorageError, UsageError
     from dlnn_search.report.figures import narrowing_figure
     from dlnn_search.report.tables import print_narrowing
     from dlnn_search.results.comparison import narrowing_of
     from dlnn_search.storage.database import storage_errors
-    from dlnn_search.storage.studies import find
 
     if output is not None and output.suffix.lower() != ".html":
         raise UsageError(
             f"Expected the name of an HTML page for -o, such as regions.html, got '{output}'."
         )
-    with open_known("regions", storage) as database:
-        find(database, study)
-        with storage_errors(database.url):
-            optuna_study = optuna.load_study(study_name=study, storage=database.optuna)
-            narrowing = narrowing_of(optuna_study)
+    with open_study("regions", study, storage) as (database, _), storage_errors(database.url):
+        optuna_study = optuna.load_study(study_name=study, storage=database.optuna)
+        narrowing = narrowing_of(optuna_study)
     if not narrowing.trials:
         print(f"'{study}' has no finished trial yet.")
         return
@@ -66,13 +70,6 @@ def regions(
         except OSError as error:
             raise StorageError(f"Cannot write '{output}': {error.strerror or error}.") from error
         print(f"\nDrawn in {output}")
-
-
-if TYPE_CHECKING:
-    from dlnn_search.commands.confirm import Planned
-    from dlnn_search.results.confirmation import Confirmation
-    from dlnn_search.storage.database import Database
-    from dlnn_search.storage.studies import StoredStudy
 
 
 def lr_range(
@@ -130,20 +127,16 @@ def confirm(
     study: StudyArgument,
     top: Annotated[int, typer.Option("--top", help="How many of the best trials.")] = 5,
     seeds: Annotated[int, typer.Option("--seeds", help="Fresh seeds for each.")] = 5,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Worker processes; 0: leave it to workers elsewhere.")
-    ] = 1,
+    workers: WorkersOption = 1,
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Train the best trials again with fresh seeds; rank them by the mean."""
     from dlnn_search.commands.confirm import plan_confirmation
     from dlnn_search.report.figures import confirmation_figure
-    from dlnn_search.storage.studies import find
 
     url = database_url_of(storage)
-    with open_known("confirm", storage) as database:
-        stored = find(database, study)
+    with open_study("confirm", study, storage) as (database, stored):
         planned = plan_confirmation(database, stored, top=top, seeds=seeds, study_file=code)
         ended = _train(planned, workers, code, url, storage_words(storage))
         result = _print_confirmation(database, stored)
@@ -159,9 +152,7 @@ def retune(
     study: StudyArgument,
     steps: Annotated[int, typer.Option("--steps", help="Rates to either side.")] = 3,
     factor: Annotated[float, typer.Option("--factor", help="Between two rates.")] = 2.0,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Worker processes; 0: leave it to workers elsewhere.")
-    ] = 1,
+    workers: WorkersOption = 1,
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -169,11 +160,9 @@ def retune(
     from dlnn_search.commands.confirm import plan_retuning
     from dlnn_search.report.evaluation import print_retuning
     from dlnn_search.results.confirmation import retuning
-    from dlnn_search.storage.studies import find
 
     console, url = make_console(), database_url_of(storage)
-    with open_known("retune", storage) as database:
-        stored = find(database, study)
+    with open_study("retune", study, storage) as (database, stored):
         planned = plan_retuning(database, stored, steps=steps, factor=factor, study_file=code)
         ended = _train(planned, workers, code, url, storage_words(storage))
         print()
@@ -270,10 +259,8 @@ def importance(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show which parameters mattered."""
     from dlnn_search.report.tables import print_importances
     from dlnn_search.results.comparison import importances
-    from dlnn_search.storage.studies import find
 
-    with open_known("importance", storage) as database:
-        stored = find(database, study)
+    with open_study("importance", study, storage) as (database, stored):
         print_importances(make_console(), stored, importances(database, stored))
 
 
@@ -327,10 +314,8 @@ def plots(
 ) -> None:
     """Draw a study: history, curves, importance, slices, contours."""
     from dlnn_search.report.figures import study_figures, write_pages
-    from dlnn_search.storage.studies import find
 
-    with open_known("plots", storage) as database:
-        stored = find(database, study)
+    with open_study("plots", study, storage) as (database, stored):
         figures = study_figures(database, stored)
     for path in write_pages(output, study, figures):
         print(f"Wrote {path}")

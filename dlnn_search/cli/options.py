@@ -7,6 +7,8 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dlnn_search.storage.database import Database
+    from dlnn_search.storage.studies import StoredStudy
 
 PIPE_COLUMNS = 160
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
@@ -51,6 +54,9 @@ ConfigArgument = Annotated[
     typer.Argument(
         metavar="FILE|NAME", help="A config, as export writes it, or the name of a built-in one."
     ),
+]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", help="Worker processes; 0: leave it to workers elsewhere.")
 ]
 StudyOfConfigOption = Annotated[
     str | None,
@@ -139,6 +145,17 @@ def database_url_of(storage: str | None) -> str:
     from dlnn_search.storage.database import database_url
 
     return database_url(storage)
+
+
+@contextmanager
+def open_study(
+    command: str, study: str, storage: str | None
+) -> Iterator[tuple[Database, StoredStudy]]:
+    """Open the database that holds a study, for a command, and find it."""
+    from dlnn_search.storage.studies import find
+
+    with open_known(command, storage) as database:
+        yield database, find(database, study)
 
 
 def open_known(command: str, storage: str | None) -> Database:

@@ -17,6 +17,7 @@ from dlnn_search.cli.options import (
     database_url_of,
     make_console,
     open_known,
+    open_study,
     params_by_trial,
     storage_words,
 )
@@ -24,6 +25,7 @@ from dlnn_search.errors import UsageError
 
 if TYPE_CHECKING:
     from dlnn_search.commands.export import ExportedModel
+    from dlnn_search.config import Config
     from dlnn_search.storage.database import Database
     from dlnn_search.storage.studies import StoredStudy
 
@@ -34,11 +36,9 @@ MAX_FOLDS = 100
 def trials(study: StudyArgument, storage: StorageOption = None) -> None:
     """List a study's trials with their parameters."""
     from dlnn_search.report.tables import print_trials
-    from dlnn_search.storage.studies import find
     from dlnn_search.storage.trials import trials_of
 
-    with open_known("trials", storage) as database:
-        stored = find(database, study)
+    with open_study("trials", study, storage) as (database, stored):
         rows = trials_of(database, stored)
         if not rows:
             print(f"'{study}' has no trial yet.")
@@ -50,11 +50,9 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show a study's best trial: value, parameters, metrics."""
     from dlnn_search.report.tables import print_best
     from dlnn_search.results.status import best_trials
-    from dlnn_search.storage.studies import find
     from dlnn_search.storage.trials import curve_of_slot
 
-    with open_known("best", storage) as database:
-        stored = find(database, study)
+    with open_study("best", study, storage) as (database, stored):
         found = best_trials(database, stored, 1)
         if not found:
             raise UsageError(
@@ -130,6 +128,26 @@ def _write_model(
     return export_model(database, stored, path, code)
 
 
+def _read(config: str, study: str | None) -> Config:
+    """Return the config of a name or file, with its own code."""
+    from dlnn_search.study.finding import bring_code
+    from dlnn_search.study.named_configs import find_config
+
+    return bring_code(find_config(config), config, study)
+
+
+def _import_to_train() -> None:
+    """Import TensorFlow, set as a worker sets it that has this machine to itself."""
+    import os
+
+    from dlnn_search.machine import usable_cores, worker_environment
+    from dlnn_search.training.runtime import import_tensorflow
+
+    for name, value in worker_environment(usable_cores()).items():
+        os.environ.setdefault(name, value)
+    import_tensorflow()
+
+
 def evaluate(
     config: ConfigArgument,
     seeds: Annotated[int, typer.Option("--seeds", help="Models trained, a seed each.")] = 3,
@@ -144,24 +162,16 @@ def evaluate(
     storage: StorageOption = None,
 ) -> None:
     """Train a config anew, and test it once, on record."""
-    import os
-
     from dlnn_search.config import title_of
-    from dlnn_search.machine import usable_cores, worker_environment
     from dlnn_search.storage.database import open_database
     from dlnn_search.storage.ledger import openings
-    from dlnn_search.study.finding import bring_code
-    from dlnn_search.study.named_configs import find_config
-    from dlnn_search.training.runtime import import_tensorflow
 
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
-    read = bring_code(find_config(config), config, study)
+    read = _read(config, study)
     default = Path(config).with_name(f"{Path(config).stem}-test")
-    for name, value in worker_environment(usable_cores()).items():
-        os.environ.setdefault(name, value)
     with open_database(database_url_of(storage), create=True) as database:
-        import_tensorflow()
+        _import_to_train()
         from dlnn_search.commands.evaluate import evaluate as run
         from dlnn_search.commands.evaluate import plan_evaluation
         from dlnn_search.report.evaluation import print_evaluation, progress
@@ -185,21 +195,13 @@ def crossvalidate(
     storage: StorageOption = None,
 ) -> None:
     """Train a config once a fold (k-fold cross-validation)."""
-    import os
-
-    from dlnn_search.machine import usable_cores, worker_environment
     from dlnn_search.storage.database import files_folder
-    from dlnn_search.study.finding import bring_code
-    from dlnn_search.study.named_configs import find_config
-    from dlnn_search.training.runtime import import_tensorflow
 
     if not 2 <= folds <= MAX_FOLDS:
         raise UsageError(f"Expected 2 to {MAX_FOLDS} folds, got --folds {folds}.")
-    read = bring_code(find_config(config), config, study)
+    read = _read(config, study)
     files = files_folder(database_url_of(storage))
-    for name, value in worker_environment(usable_cores()).items():
-        os.environ.setdefault(name, value)
-    import_tensorflow()
+    _import_to_train()
     from dlnn_search.commands.evaluate import crossvalidate as run
     from dlnn_search.report.evaluation import print_crossvalidation, progress
 

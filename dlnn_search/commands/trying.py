@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import optuna
 
@@ -19,8 +18,6 @@ from dlnn_search.commands.export import config_of, write_whole
 from dlnn_search.config import Clocks, Config, OwnData, OwnModel
 from dlnn_search.data import image_shape, load
 from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
-from dlnn_search.models.build import build
-from dlnn_search.models.heads import head_of
 from dlnn_search.models.shapes import Shape, foreseen
 from dlnn_search.report.tables import Checked
 from dlnn_search.results.status import best_trials
@@ -30,11 +27,12 @@ from dlnn_search.storage.studies import all_studies, find
 from dlnn_search.study import Study, UnstorableError
 from dlnn_search.study.finding import bring_code, built_in_studies, load_study
 from dlnn_search.study.named_configs import NAMED, find_config
-from dlnn_search.training.optimizer import make_optimizer
-from dlnn_search.training.rate_range import MIN_BATCHES, Sweep
+from dlnn_search.training.rate_range import MIN_BATCHES, Sweep, sweep_rates
 from dlnn_search.training.runtime import with_precision
-from dlnn_search.training.step import Steps, augmenter
 from dlnn_search.worker.first_trials import corner_trials, example_config, middle_config
+
+if TYPE_CHECKING:
+    import keras
 
 N_RANDOM = 12
 #: Images of an epoch where a config does not name their number: 85 % of 60,000.
@@ -86,6 +84,8 @@ def check(params: dict[str, Any], config: Config) -> Checked:
     Raises:
         DataError: If the study's own loader fails.
     """
+    from dlnn_search.models.build import build
+
     shape = image_shape(config.data)
     concrete = with_concrete_precision(config)
     try:
@@ -126,12 +126,18 @@ def _values_per_image(config: Config, shape: Shape, model: keras.Model) -> int:
     """Return how many values the layers put out for an image."""
     if not isinstance(config.model, OwnModel):
         return sum(prod(layer.shape) for layer in foreseen(config, shape))
+    import keras
+
     outputs = keras.tree.flatten([getattr(layer, "output", []) for layer in model.layers])
     return sum(prod(edge or 1 for edge in output.shape[1:]) for output in outputs)
 
 
 def _time_step(config: Config, model: keras.Model) -> float:
     """Return seconds an image, the first step left out."""
+    from dlnn_search.models.heads import head_of
+    from dlnn_search.training.optimizer import make_optimizer
+    from dlnn_search.training.step import Steps, augmenter
+
     head = head_of(config)
     optimizer = make_optimizer(config.training)
     steps = Steps(model, head, optimizer, alter=augmenter(config.training))
@@ -236,8 +242,6 @@ def make_test(
         raise UsageError(f"Expected rates 0 < --low < --high <= 100, got {low:g} and {high:g}.")
     if n_batches < MIN_BATCHES:
         raise UsageError(f"Expected at least {MIN_BATCHES} batches, got --batches {n_batches}.")
-    from dlnn_search.training.rate_range import sweep_rates
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = config.model_copy(update={"data": data.resolve(config.data)})
     images = data.load(config.data, config.training.curriculum)

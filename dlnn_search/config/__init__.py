@@ -86,10 +86,9 @@ __all__ = [
     "title_of",
 ]
 
-SCHEMA_VERSION = 1
-#: A config is a few KB; anything far larger is not one.
 #: Of a wrong value, in a message.
 MAX_SHOWN = 80
+#: A config is a few KB; anything far larger is not one.
 MAX_CONFIG_BYTES = 1_000_000
 
 _study_data: ContextVar[Data] = ContextVar("study_data")

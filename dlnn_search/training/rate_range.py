@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from dlnn_search.config import Config
 from dlnn_search.data.splits import Split, TrainingData
 
-LOW, HIGH, N_BATCHES = 1e-5, 1.0, 300
 MIN_BATCHES = 50
 #: Losses are averaged over a bell of this standard deviation, as a share of all batches: 300
 #: batches over five decades are smoothed over a tenth of a decade, to both sides alike. (The

@@ -537,7 +537,7 @@ class HeldTrial:
         """
         search, slot_id = self.search, self.slot.id
         database, metric = search.database, search.study.metric
-        parts = (
+        parts: tuple[Callable[[], object], ...] = (
             *settle,
             partial(write_note, self.trial, slot_id, verdict, database, metric),
             partial(self._tell, verdict),

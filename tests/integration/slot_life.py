@@ -13,7 +13,6 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import find_duplicate
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
-from dlnn_search.storage.trials import Point, add_points
 
 #: For tests of what a tested version of Optuna alone can do.
 TESTED_ALONE = pytest.mark.parametrize("optuna_way", ["tested"], indirect=True)
@@ -25,10 +24,6 @@ def claimed(slots: Slots, worker: str = "w") -> Slot:
     slot = slots.claim(worker)
     assert slot is not None
     return slot
-
-
-def add_point(database: Database, slot_id: int, fence: int, point: Point) -> bool:
-    return add_points(database, slot_id, fence, [point])
 
 
 def let_the_lease_end(database: Database, slot: Slot, *, seconds_ago: float = 0.0) -> None:

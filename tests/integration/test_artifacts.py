@@ -111,15 +111,15 @@ class TestKeeping:
     def test_a_reused_result_takes_no_place(self, database: Database, slots: Slots) -> None:
         first = settle(database, slots, 0.5)
         second = settle(database, slots, 0.6)
-        twin = begin(database, slots)
-        slots.settle(twin, "complete", value=0.5, best_epoch=1)
+        duplicate = begin(database, slots)
+        slots.settle(duplicate, "complete", value=0.5, best_epoch=1)
         with database.transaction() as connection:
             connection.execute(
                 schema.slots.update()
-                .where(schema.slots.c.id == twin.id)
+                .where(schema.slots.c.id == duplicate.id)
                 .values(reused_from=first.id)
             )
-        settle_checkpoint(database, twin.id, 2)
+        settle_checkpoint(database, duplicate.id, 2)
         assert kept(database) == [first.number, second.number]
 
     def test_settling_again_changes_nothing(self, database: Database, slots: Slots) -> None:

@@ -14,7 +14,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from dlnn_search.archive import backup
+from dlnn_search.archive import rows as copies
 from dlnn_search.archive.backup import back_up, migrate, restore
 from dlnn_search.archive.rows import StudyRows, read_study
 from dlnn_search.cli.groups import backup as backup_command
@@ -239,7 +239,7 @@ class TestBackup:
         def differ(*_: object) -> None:
             raise StorageError("They differ.")
 
-        monkeypatch.setattr(backup, "_compare", differ)
+        monkeypatch.setattr(copies, "_compare", differ)
         with pytest.raises(StorageError, match=r"They differ\."):
             restore(target, tmp_path / "b.zip")
         with target.transaction() as connection:
@@ -339,7 +339,7 @@ class TestMigrate:
             raise StorageError("They differ.")
 
         with monkeypatch.context() as patch:
-            patch.setattr(backup, "_compare", fail)
+            patch.setattr(copies, "_compare", fail)
             with pytest.raises(StorageError, match=r"They differ\."):
                 migrate(idle, target, None)
         register(idle, NAME, a_study().definition())
@@ -417,14 +417,14 @@ def test_the_time_that_a_study_has_used_comes_along(
 
 KILLED = """
 import os, sys
-from dlnn_search.archive import backup
+from dlnn_search.archive import rows as copies
 from dlnn_search.archive.backup import migrate
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage import optuna as plain
 def die(*_, **__):
     os._exit(9)
 if sys.argv[3] == "rows":
-    backup._compare = die
+    copies._compare = die
 else:
     make, made = plain._frozen_trial, []
     def then_die(trial):

@@ -13,13 +13,13 @@ from dlnn_search.config import Config, Mlp, Mnist
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import add_point, note_config
+from .slot_life import note_config
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -58,8 +58,8 @@ def searched(sqlite_database: Database) -> Database:
         slots.begin(slot, trial._trial_id, trial.number)
         note_config(sqlite_database, slot, STUDY.config(trial).model_dump(mode="json"))
         for epoch in range(1, EPOCHS + 1):
-            add_point(
-                sqlite_database, slot.id, slot.fence, Point(epoch, {"loss": 1 / epoch}, 0.1, 1e4)
+            add_points(
+                sqlite_database, slot.id, slot.fence, [Point(epoch, {"loss": 1 / epoch}, 0.1, 1e4)]
             )
             trial.report(1 / epoch, epoch)
         slots.settle(slot, "complete", value=1 / EPOCHS, best_epoch=EPOCHS)

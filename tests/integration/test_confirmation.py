@@ -24,13 +24,13 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, linked, parent_of, register, seeds_of
-from dlnn_search.storage.trials import Point
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.study import Study as AnyStudy
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import add_point, note_config
+from .slot_life import note_config
 
 Value = Callable[[Config], float | None]
 
@@ -71,7 +71,7 @@ def work_off(database: Database, study: AnyStudy, value: Value, n: int | None = 
         outcome = "failed" if reached is None else "complete"
         if reached is not None:
             metrics = {study.metric: reached}
-            add_point(database, slot.id, slot.fence, Point(1, metrics, 2.0, 1.0))
+            add_points(database, slot.id, slot.fence, [Point(1, metrics, 2.0, 1.0)])
         queue.settle(slot, outcome, value=reached, best_epoch=1)  # type: ignore[arg-type]
         tell(optuna_study, trial._trial_id, Verdict(outcome, value=reached))  # type: ignore[arg-type]
 

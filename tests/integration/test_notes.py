@@ -8,12 +8,11 @@ import pytest
 from optuna_dashboard import get_note
 
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.trials import Point
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.worker import reports as module
 from dlnn_search.worker.reports import write_note
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import add_point
 from .trials_of_a_study import Searched, study_of
 
 
@@ -28,7 +27,7 @@ def noted(searched: Searched, verdict: Verdict) -> str:
     """Let a trial end, and return its note."""
     held = searched.begin()
     trial, slot = held.trial, held.slot
-    add_point(searched.database, slot.id, slot.fence, Point(1, {"loss": 0.5}, 0.1, 1e3))
+    add_points(searched.database, slot.id, slot.fence, [Point(1, {"loss": 0.5}, 0.1, 1e3)])
     assert verdict.outcome is not None
     searched.slots.settle(slot, verdict.outcome, value=verdict.value, failure=verdict.failure)
     write_note(trial, slot.id, verdict, searched.database, "loss")

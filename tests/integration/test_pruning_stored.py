@@ -11,10 +11,10 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import find_duplicate, settle_like
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, StoredRungValues
+from dlnn_search.storage.trials import Point, StoredRungValues, add_points
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
-from .slot_life import DEFINITION, add_point
+from .slot_life import DEFINITION
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -44,7 +44,7 @@ def stopped_at(database: Database, halving: Halving, curves: list[dict[str, list
         errors = curve["common_sense_error"]
         for epoch, error in enumerate(errors, start=1):
             metrics = {name: values[epoch - 1] for name, values in curve.items()}
-            assert add_point(database, slot.id, slot.fence, Point(epoch, metrics, 1.0, 1.0))
+            assert add_points(database, slot.id, slot.fence, [Point(epoch, metrics, 1.0, 1.0)])
             if epoch % 2 == 0:  # reports to Optuna may be thin; curves are whole
                 trial.report(error, epoch)
                 if trial.should_prune():
@@ -89,7 +89,7 @@ def test_a_duplicate_is_nobody_s_rival_and_in_no_estimate(database: Database) ->
             continue
         seconds = 1.0 + number
         point = Point(1, {"loss": 0.5 + number}, seconds, 1.0)
-        assert add_point(database, slot.id, slot.fence, point)
+        assert add_points(database, slot.id, slot.fence, [point])
         slots.settle(slot, "complete", value=0.5)
     assert sorted(StoredRungValues(database, "loss", "loss")(search, 1)) == [0, 2]
     assert study_status(database, stored).mean_trial_seconds == 2.0

@@ -13,9 +13,9 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, curve_of_slot
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 
-from .slot_life import DEFINITION, add_point, claimed, let_the_lease_end, note_config, row_of
+from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_study_sets_the_length_of_its_leases(
 
 
 @pytest.mark.parametrize(
-    "call", ["renew", "begin", "note_config", "settle", "release", "add_point"]
+    "call", ["renew", "begin", "note_config", "settle", "release", "add_points"]
 )
 def test_a_worker_that_was_fenced_off_changes_nothing(
     database: Database, slots: Slots, call: str
@@ -128,8 +128,8 @@ def test_a_worker_that_was_fenced_off_changes_nothing(
     let_the_lease_end(database, old)
     claimed(slots, "new")
     before = row_of(database, old)
-    if call == "add_point":
-        assert not add_point(database, old.id, old.fence, Point(1, {"loss": 1.0}, 1.0, 1.0))
+    if call == "add_points":
+        assert not add_points(database, old.id, old.fence, [Point(1, {"loss": 1.0}, 1.0, 1.0)])
     else:
         with pytest.raises(LostLeaseError, match="Slot 0 was claimed by another worker"):
             calls: dict[str, Callable[[], object]] = {
@@ -144,14 +144,14 @@ def test_a_worker_that_was_fenced_off_changes_nothing(
     assert curve_of_slot(database, old.id) == []
 
 
-@pytest.mark.parametrize("call", ["renew", "settle", "release", "add_point"])
+@pytest.mark.parametrize("call", ["renew", "settle", "release", "add_points"])
 def test_a_settled_slot_is_settled_for_good(database: Database, slots: Slots, call: str) -> None:
     slots.extend_to(1)
     slot = claimed(slots)
     slots.settle(slot, "pruned", value=0.5, best_epoch=3, reason="slow")
     before = row_of(database, slot)
-    if call == "add_point":
-        assert not add_point(database, slot.id, slot.fence, Point(1, {"loss": 1.0}, 1.0, 1.0))
+    if call == "add_points":
+        assert not add_points(database, slot.id, slot.fence, [Point(1, {"loss": 1.0}, 1.0, 1.0)])
     else:
         with pytest.raises(LostLeaseError):
             calls: dict[str, Callable[[], object]] = {

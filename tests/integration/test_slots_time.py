@@ -13,11 +13,10 @@ from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots, settle_held
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point
+from dlnn_search.storage.trials import Point, add_points
 
 from .slot_life import (
     DEFINITION,
-    add_point,
     claimed,
     let_the_lease_end,
     note_config,
@@ -133,7 +132,7 @@ def test_wall_time_of_workers_that_crashed_ends_with_the_last_lease(
         "claim",
         "renew",
         "begin",
-        "add_point",
+        "add_points",
         "find_twin",
         "settle",
         "release",
@@ -159,7 +158,7 @@ def test_time_in_which_a_machine_was_off_or_suspended_is_used_by_nobody(
         "claim": lambda: slots.claim("other"),
         "renew": lambda: slots.renew(slot),
         "begin": lambda: slots.begin(slot, 1, 0),
-        "add_point": lambda: add_point(database, slot.id, slot.fence, Point(1, {}, 1.0, 1.0)),
+        "add_points": lambda: add_points(database, slot.id, slot.fence, [Point(1, {}, 1.0, 1.0)]),
         "find_twin": lambda: note_config(database, slot, {}),
         "settle": lambda: slots.settle(slot, "complete", value=1.0),
         "release": lambda: slots.release(slot),

@@ -19,11 +19,9 @@ from dlnn_search.storage.ledger import LedgerEntry, openings
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import MAX_DIFFERENCES, all_studies, find, register
-from dlnn_search.storage.trials import Point, curve_of_slot
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 from dlnn_search.storage.workers import Presence, new_worker_name
 from dlnn_search.study import Halving, Quick, RandomSearch, Study
-
-from .slot_life import add_point
 
 SOURCE = '''\
 """A study for tests."""
@@ -70,32 +68,32 @@ def point(epoch: int, loss: float = 0.5) -> Point:
 class TestCurves:
     def test_a_curve_is_read_as_it_was_written(self, database: Database, slot: Slot) -> None:
         points = [point(epoch, loss=1 / epoch) for epoch in (1, 2, 3)]
-        assert all(add_point(database, slot.id, slot.fence, each) for each in points)
+        assert all(add_points(database, slot.id, slot.fence, [each]) for each in points)
         assert curve_of_slot(database, slot.id) == points
 
     def test_a_curve_is_in_order_whatever_order_it_was_written_in(
         self, database: Database, slot: Slot
     ) -> None:
         for epoch in (10, 2, 1, 9):
-            add_point(database, slot.id, slot.fence, point(epoch))
+            add_points(database, slot.id, slot.fence, [point(epoch)])
         assert [each.epoch for each in curve_of_slot(database, slot.id)] == [1, 2, 9, 10]
 
     def test_an_epoch_trained_twice_counts_once_and_as_it_was_first(
         self, database: Database, slot: Slot
     ) -> None:
-        assert add_point(database, slot.id, slot.fence, point(1, loss=0.5))
-        assert add_point(database, slot.id, slot.fence, point(1, loss=0.1))
+        assert add_points(database, slot.id, slot.fence, [point(1, loss=0.5)])
+        assert add_points(database, slot.id, slot.fence, [point(1, loss=0.1)])
         assert curve_of_slot(database, slot.id) == [point(1, loss=0.5)]
 
     def test_the_next_holder_goes_on_with_the_curve(self, database: Database, slot: Slot) -> None:
         slots = Slots(database, find(database, "some-study").id)
         for epoch in (1, 2):
-            add_point(database, slot.id, slot.fence, point(epoch))
+            add_points(database, slot.id, slot.fence, [point(epoch)])
         slots.release(slot)
         again = slots.claim("other")
         assert again is not None
         for epoch in (2, 3, 4):  # its last checkpoint was of epoch 1
-            assert add_point(database, again.id, again.fence, point(epoch))
+            assert add_points(database, again.id, again.fence, [point(epoch)])
         assert [each.epoch for each in curve_of_slot(database, slot.id)] == [1, 2, 3, 4]
 
     def test_a_slot_without_an_epoch_has_an_empty_curve(

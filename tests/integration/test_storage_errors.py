@@ -34,12 +34,10 @@ from dlnn_search.storage.database import (
 from dlnn_search.storage.schema import SCHEMA_VERSION
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point, curve_of_slot
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 from dlnn_search.study import Study
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker
-
-from .slot_life import add_point
 
 PASSWORD = "s3cret{word}"
 AND_QUOTED = "s3cret%7Bword%7D"
@@ -493,7 +491,7 @@ def fill(database: Database, slot: Slot, message: str) -> int:
     metrics = {f"some_metric_{n}": n / 7 for n in range(50)}
     for epoch in range(1, 10_000):
         try:
-            assert add_point(database, slot.id, slot.fence, Point(epoch, metrics, 1.0, 1.0))
+            assert add_points(database, slot.id, slot.fence, [Point(epoch, metrics, 1.0, 1.0)])
         except StorageError as error:
             assert database.shown in str(error)
             assert re.search(message, str(error))

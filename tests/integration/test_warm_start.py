@@ -25,12 +25,11 @@ from dlnn_search.storage.control import orders
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
-from dlnn_search.storage.trials import Point
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.worker.first_trials import example_config
 from dlnn_search.worker.joining import converged_words, settle, stop_if_converged
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
-from .slot_life import add_point
 from .test_confirmation import work_off
 
 
@@ -185,7 +184,7 @@ def search(database: Database, study: Study, n: int, noise: float) -> StoredStud
         value = 1 - float((random.uniform(-1, 1, 3) ** 2).sum()) / 3
         for epoch in range(1, 11):
             metrics = {"accuracy": value + noise * float(random.normal())}
-            add_point(database, slot.id, slot.fence, Point(epoch, metrics, 1.0, 1.0))
+            add_points(database, slot.id, slot.fence, [Point(epoch, metrics, 1.0, 1.0)])
         slots.settle(slot, "complete", value=value, best_epoch=1)
     return stored
 

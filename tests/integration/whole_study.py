@@ -15,14 +15,14 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.trials import Point
+from dlnn_search.storage.trials import Point, add_points
 from dlnn_search.storage.workers import add_event
 from dlnn_search.study import Halving, Study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import add_point, note_config
+from .slot_life import note_config
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -100,7 +100,7 @@ def _train(database: Database, slot: Slot, trial: optuna.Trial, name: str) -> No
     (folder / "last-12.npz").write_bytes(checkpoint(slot.number))
     for epoch in (1, 2):
         point = Point(epoch, {"loss": 1 / (3 + epoch), "accuracy": 0.1 * epoch}, 1.5, 1e4 / 3)
-        assert add_point(database, slot.id, slot.fence, point)
+        assert add_points(database, slot.id, slot.fence, [point])
         trial.report(0.1 * epoch if slot.number else float("inf"), step=epoch)
     trial.set_user_attr("list", [1, {"a": None}])
     trial.storage.set_trial_system_attr(trial._trial_id, "completed_rung_0", 1 / 3)

@@ -47,7 +47,7 @@ def test_no_file_is_longer_than_one_idea() -> None:
 
 
 def test_what_looks_after_workers_or_shows_them_loads_no_tensorflow() -> None:
-    names = "commands.start, commands.export, commands.doctor, report.figures, dashboard"
+    names = "commands.start, commands.trying, commands.export, report.figures, dashboard"
     modules = ", ".join(f"dlnn_search.{name}" for name in names.split(", "))
     heavy = "sorted({'tensorflow', 'keras'} & set(sys.modules))"
     code = f"import sys, {modules}; print({heavy})"

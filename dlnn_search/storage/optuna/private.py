@@ -3,7 +3,7 @@
 What is read and checked is what Optuna's own methods read and check; its contract suite runs over
 these classes, too. Optuna itself writes each parameter and each report in a transaction. All of
 our calls into Optuna's private parts are in this file, which is imported where Optuna's version is
-one that the suite has passed on: `optuna_storage` does the same with any other.
+one that the suite has passed on: `storage.optuna` does the same with any other.
 """
 
 from __future__ import annotations

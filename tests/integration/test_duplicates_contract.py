@@ -21,10 +21,10 @@ from dlnn_search.storage.duplicates import (
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
 from dlnn_search.storage.studies import all_studies, register
-from dlnn_search.storage.trials import Point, curve_of_slot, trials_of
+from dlnn_search.storage.trials import Point, add_points, curve_of_slot, trials_of
 from dlnn_search.storage.workers import last_events
 
-from .slot_life import DEFINITION, add_point, claimed, let_the_lease_end, row_of, set_slot
+from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def trained(database: Database, slots: Slots, study_id: int, **outcome: Any) -> 
     slots.begin(slot, 77, 7)
     assert find_duplicate(database, study_id, slot, "same") is None
     for epoch in (1, 2):
-        assert add_point(database, slot.id, slot.fence, Point(epoch, {"loss": 1 / epoch}, 2.0, 9.0))
+        assert add_points(
+            database, slot.id, slot.fence, [Point(epoch, {"loss": 1 / epoch}, 2.0, 9.0)]
+        )
     slots.settle(slot, **outcome)
     return slot
 
@@ -65,7 +67,7 @@ def test_a_config_that_was_trained_gives_its_result_and_curve(
     first = trained(database, slots, study_id, **outcome)
     second = claimed(slots, "w2")
     slots.begin(second, 78, 8)
-    assert add_point(database, second.id, second.fence, Point(1, {"loss": 9.0}, 1.0, 1.0))
+    assert add_points(database, second.id, second.fence, [Point(1, {"loss": 9.0}, 1.0, 1.0)])
     duplicate = find_duplicate(database, study_id, second, "same")
     assert duplicate is not None and (duplicate.slot_id, duplicate.outcome) == (
         first.id,
