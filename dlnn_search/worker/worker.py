@@ -122,9 +122,7 @@ class _Worker:
     def _work(self) -> int:
         self._sweep()
         while not self._interruption.by_signal:
-            token, tries = new_token(), itertools.count()
-            claimed = partial(claim, self._search, token)
-            self._held = held = self._retrying(lambda: claimed(again=next(tries) > 0))  # noqa: B023
+            self._held = held = self._claim()
             if held is None:
                 code = self._wait_for_a_slot()
                 if code is not None:
@@ -143,6 +141,10 @@ class _Worker:
                 self._show(message=grown)
                 return ExitCode.RECYCLED
         return ExitCode.INTERRUPTED
+
+    def _claim(self) -> HeldTrial | None:
+        token, tries = new_token(), itertools.count()
+        return self._retrying(lambda: claim(self._search, token, again=next(tries) > 0))
 
     def _hold(self, held: HeldTrial) -> Verdict | None:
         """Train a trial and store what came of it; None where its slot was lost."""
