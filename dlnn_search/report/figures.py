@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from math import log10
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import plotly.graph_objects as go
@@ -34,7 +34,9 @@ from dlnn_search.samplers.observations import Numeric
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.trials import Point, Trial
-from dlnn_search.training.rate_range import Sweep
+
+if TYPE_CHECKING:
+    from dlnn_search.training.rate_range import Sweep
 
 STYLE = (
     "body{font:16px/1.45 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;"

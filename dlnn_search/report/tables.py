@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from rich.console import Console
@@ -23,8 +23,10 @@ from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.trials import Point, Trial
 from dlnn_search.study import Study
-from dlnn_search.training.rate_range import Sweep
 from dlnn_search.worker.verdict import REFUSES_ALL, USED_UP
+
+if TYPE_CHECKING:
+    from dlnn_search.training.rate_range import Sweep
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 #: Longest reason in a table; the whole one stands in the trial's note.
