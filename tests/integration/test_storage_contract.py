@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 
@@ -205,16 +206,23 @@ CHANGED = {
 BOTH = pytest.mark.parametrize("quick", [False, True])
 
 
+def complete_a_trial(database: Database, slots: Slots, slot: Slot, name: str) -> None:
+    """Give both halves of a study a trial with a result."""
+    trial = optuna.create_study(study_name=name, storage=database.optuna).ask()
+    slots.begin(slot, trial._trial_id, trial.number)
+    slots.settle(slot, "complete", value=0.5)
+
+
 class TestDefinitions:
     def register(self, database: Database, study: Study, quick: bool) -> int:
-        """Register a study, and begin its first trial unless there is one."""
+        """Register a study, and complete its first trial unless there is one."""
         study = study.quick_version() if quick else study
         study_id = register(database, study.name, study.definition()).id
         slots = Slots(database, study_id)
         slots.extend_to(1)
         slot = slots.claim("worker")
         if slot is not None:
-            slots.begin(slot, 1, 0)
+            complete_a_trial(database, slots, slot, study.name)
         return study_id
 
     def test_a_study_without_trials_may_be_mended(self, database: Database) -> None:
@@ -268,7 +276,7 @@ class TestDefinitions:
         slots.extend_to(1)
         slot = slots.claim("worker")
         assert slot is not None
-        slots.begin(slot, 1, 0)
+        complete_a_trial(database, slots, slot, "some-study")
         self.register(database, a_study(sampler=RandomSearch()), quick=False)
 
     def test_settings_of_the_quick_version_alone_leave_the_full_one_as_it_is(

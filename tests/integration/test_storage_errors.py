@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from dlnn_search.cli.options import storage_words
 from dlnn_search.config import Config, Mnist
-from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
+from dlnn_search.errors import DlnnSearchError, StorageError, StudyError, UsageError
 from dlnn_search.storage import schema
 from dlnn_search.storage.database import (
     DEFAULT_URL,
@@ -578,5 +578,5 @@ class TestWorkers:
             database,
             lambda: optuna.delete_study(study_name="some-study", storage=database.optuna),
         )
-        assert isinstance(error, StorageError)
-        assert "deleted in the dashboard" in str(error)
+        assert isinstance(error, StudyError)
+        assert "another program deleted or renamed its trials" in str(error)
