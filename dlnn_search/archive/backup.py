@@ -24,6 +24,7 @@ from dlnn_search.archive.rows import (
 from dlnn_search.errors import StorageError, UsageError, did_you_mean
 from dlnn_search.files import generations, latest_checkpoint, slot_path, written_whole
 from dlnn_search.storage import schema
+from dlnn_search.storage.budget import lock_studies
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, place_of
 from dlnn_search.storage.database import Database, shown
 from dlnn_search.storage.database.outages import EVER_SECONDS
@@ -338,8 +339,8 @@ def _marked(source: Database, target: Database, names: Sequence[str]) -> Iterato
     """Mark studies as moved before they are read; take the mark back if the move fails."""
     table, slots = schema.studies, schema.slots
     with source.transaction() as connection:
-        # An update first takes the lock: no worker claims between the look and the mark.
-        connection.execute(table.update().where(table.c.name.in_(names)).values(name=table.c.name))
+        # Before the look: no worker claims between it and the mark.
+        lock_studies(connection, table.c.name.in_(names))
         before = connection.execute(sa.select(table).where(table.c.name.in_(names))).all()
         for row in before:
             n_training = connection.scalar(

@@ -35,6 +35,7 @@ from dlnn_search.data.prepared import (
 )
 from dlnn_search.data.splits import choose, strata_of
 from dlnn_search.errors import DataError, StudyError
+from dlnn_search.files import written_whole
 from dlnn_search.study.finding import OwnCode, OwnImages, call, code_of
 
 #: After these nobody knows what was read.
@@ -342,11 +343,9 @@ def _write_note(note: Path, content: str, witness: dict[str, Any] | None) -> Non
         if witness is None:
             note.unlink(missing_ok=True)
             return
-        note.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"version": NOTE_VERSION, "content": content, "witness": witness})
-        partial = note.with_suffix(".partial")  # of whoever holds the lock
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(note)
+        with written_whole(note) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def content_of(folder: Path) -> str:

@@ -220,8 +220,13 @@ def new_slot(study_id: int, number: int) -> dict[str, Any]:
 
 def lock_study(connection: Connection, study_id: int) -> None:
     """Keep others from changing the same study until the transaction's end."""
-    # An update that changes nothing takes the row's lock (PostgreSQL) or the writer's (SQLite).
-    connection.execute(studies.update().where(studies.c.id == study_id).values(name=studies.c.name))
+    lock_studies(connection, studies.c.id == study_id)
+
+
+def lock_studies(connection: Connection, which: sa.ColumnElement[bool]) -> None:
+    """Keep others from changing some studies, or claiming in them, until the transaction's end."""
+    # An update that changes nothing takes the rows' locks (PostgreSQL) or the writer's (SQLite).
+    connection.execute(studies.update().where(which).values(name=studies.c.name))
 
 
 def earlier(one: sa.ColumnElement[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:

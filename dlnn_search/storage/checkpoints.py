@@ -24,7 +24,7 @@ from dlnn_search.errors import StorageError
 from dlnn_search.files import CHECKPOINT, CHECKPOINTS, is_cut_off, latest_checkpoint, slot_path
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import TRAINED_ITSELF
-from dlnn_search.storage.schema import artifacts, ledger, now, slots, studies
+from dlnn_search.storage.schema import artifacts, best_first, ledger, now, slots, studies
 from dlnn_search.storage.schema import artifacts as table
 
 PLACE_FILE = "place"
@@ -121,12 +121,11 @@ def standing_of(database: Database, slot_id: int, keep: int) -> Standing:
             .join(slots, slots.c.study_id == studies.c.id)
             .where(slots.c.id == slot_id)
         ).one()
-        order = slots.c.value.desc() if row.direction == "maximize" else slots.c.value.asc()
         best = connection.scalars(
             sa.select(slots.c.id)
             .where(slots.c.study_id == row.id, slots.c.outcome == "complete")
             .where(TRAINED_ITSELF)
-            .order_by(order, slots.c.trial_number)
+            .order_by(best_first(row.direction), slots.c.trial_number)
             .limit(keep)
         )
         path = slot_path(lasting_name(row.name, row.definition), row.number)

@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage
 
 from dlnn_search.errors import StudyError, UsageError
 from dlnn_search.files import CHECKPOINTS
+from dlnn_search.storage.budget import lock_studies
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, folders_beside, lasting_name
 from dlnn_search.storage.control import change_control
 from dlnn_search.storage.database import Database, storage_errors
@@ -413,8 +414,7 @@ def _idle_family(
     """
     own = sa.and_(studies.c.id == study_id, studies.c.name == name)
     where = sa.or_(own, studies.c.parent == name)
-    # An update that changes nothing takes the rows' locks: nobody claims a slot from here on.
-    connection.execute(studies.update().where(where).values(name=studies.c.name))
+    lock_studies(connection, where)
     family = list(connection.execute(sa.select(studies).where(where).order_by(studies.c.id)))
     if not any(row.id == study_id for row in family):
         raise UsageError(f"The database {database.shown} has no study '{name}' any more.")

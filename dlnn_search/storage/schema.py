@@ -16,12 +16,15 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UnaryExpression,
     UniqueConstraint,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+from dlnn_search.metrics import loss_sign
 
 SCHEMA_VERSION = 3
 
@@ -111,6 +114,12 @@ slots = Table(
     Index("dlnn_slots_best", "study_id", "outcome", "value", "trial_number"),
     Index("dlnn_slots_fingerprint", "study_id", "fingerprint"),
 )
+
+
+def best_first(direction: str) -> UnaryExpression[float]:
+    """Return the order of slots by value, the best first."""
+    return slots.c.value.asc() if loss_sign(direction) > 0 else slots.c.value.desc()
+
 
 curves = Table(
     "dlnn_curves",

@@ -10,14 +10,14 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.metrics import DIRECTIONS, direction_of
+from dlnn_search.metrics import DIRECTIONS, direction_of, loss_sign
 from dlnn_search.pruners import Reached
 from dlnn_search.storage.budget import prolong
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import TRAINED_ITSELF
 from dlnn_search.storage.optuna import INSERT
+from dlnn_search.storage.schema import best_first, slots, studies
 from dlnn_search.storage.schema import curves as table
-from dlnn_search.storage.schema import slots, studies
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.workers import insert_event
 
@@ -237,7 +237,7 @@ class StoredRungValues:
 
 
 def _best(metric: str) -> sa.ColumnElement[float]:
-    best = sa.func.max if direction_of(metric) == "maximize" else sa.func.min
+    best = sa.func.min if loss_sign(direction_of(metric)) > 0 else sa.func.max
     return best(table.c.metrics[metric].as_float())
 
 
@@ -316,7 +316,7 @@ def trials_of(
     if order == "latest":
         by = [by[0].desc()]
     elif order == "best":
-        value = slots.c.value.asc() if study.direction == "minimize" else slots.c.value.desc()
+        value = best_first(study.direction)
         # Of one outcome all have a value, or none: then an index has them in this order.
         by = [value, *by] if outcome else [slots.c.state == "done", value.nulls_last(), *by]
     # The trials first, then their curves: a sum over all curves of the database takes 0.4 s.
@@ -371,8 +371,8 @@ def values_of(database: Database, study_id: int) -> Sequence[float]:
 def is_best_so_far(database: Database, slot_id: int, value: float, metric: str) -> bool:
     """Whether no complete trial of the slot's study has a better value."""
     mine, other = slots.alias("mine"), slots.alias("other")
-    minimize = DIRECTIONS[metric] == "minimize"
-    is_better = other.c.value < value if minimize else other.c.value > value
+    less_is_better = loss_sign(DIRECTIONS[metric]) > 0
+    is_better = other.c.value < value if less_is_better else other.c.value > value
     query = (
         sa.select(other.c.id)
         .join(mine, mine.c.study_id == other.c.study_id)

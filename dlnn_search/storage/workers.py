@@ -85,7 +85,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux
 SYSCTL = Path("/usr/sbin/sysctl")  # macOS
 
 
-class Presence:
+class WorkerRow:
     """One worker's row, from its start to its end."""
 
     def __init__(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dlnn_search.config import Config
 from dlnn_search.data.splits import Split, TrainingData
 from dlnn_search.errors import DivergedError, TrainingError
-from dlnn_search.metrics import DIRECTIONS
+from dlnn_search.metrics import DIRECTIONS, loss_sign
 from dlnn_search.models.build import build
 from dlnn_search.models.heads import head_of
 from dlnn_search.training.checkpoint import (
@@ -192,7 +192,7 @@ def _fitted(config: Config, curve: tuple[Epoch, ...]) -> Fitted:
 
 def _best(config: Config, curve: tuple[Epoch, ...]) -> Epoch:
     """Return the best epoch, the earliest among equals."""
-    sign = 1 if DIRECTIONS[config.metric] == "minimize" else -1
+    sign = loss_sign(DIRECTIONS[config.metric])
     return min(curve, key=lambda epoch: sign * epoch.metrics[config.metric])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlnn_search.config import Training
+from dlnn_search.metrics import loss_sign
 
 #: A TensorFlow tensor, symbolic or not.
 Tensor = Any
@@ -72,7 +73,7 @@ def plateau_factor(values: Sequence[float], direction: str, patience: int) -> fl
         patience: Epochs without a better value than the best so far, after each of which the
             rate is halved and counting begins anew.
     """
-    sign = 1.0 if direction == "minimize" else -1.0
+    sign = loss_sign(direction)
     factor, best, waited = 1.0, math.inf, 0
     for value in values:
         waited += 1

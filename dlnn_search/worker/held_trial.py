@@ -41,7 +41,7 @@ from dlnn_search.storage.trials import (
     kept_of_slot,
     replace_curve,
 )
-from dlnn_search.storage.workers import Presence, add_event
+from dlnn_search.storage.workers import WorkerRow, add_event
 from dlnn_search.study import Sampler, Study
 from dlnn_search.worker.interruption import Interruption
 from dlnn_search.worker.optuna_study import (
@@ -79,7 +79,7 @@ class Search:
         stored: The same, as the database knows it.
         optuna_study: Optuna's half of it.
         slots: Of which a trial holds one.
-        presence: The worker's row.
+        worker_row: The worker's row.
         interruption: What may end a training before its time.
         has_opened_data: Whether this worker had the data: missing ones may come back then.
     """
@@ -89,7 +89,7 @@ class Search:
     database: Database
     optuna_study: optuna.Study
     slots: Slots
-    presence: Presence
+    worker_row: WorkerRow
     interruption: Interruption
     has_opened_data: bool = False
 
@@ -105,7 +105,7 @@ class Search:
                 self.stored.id,
                 kind,
                 words,
-                worker=self.presence.worker,
+                worker=self.worker_row.worker,
                 slot_id=None if slot is None else slot.id,
             )
 
@@ -141,7 +141,7 @@ def claim(search: Search, token: str, *, again: bool) -> HeldTrial | None:
 def _claimed(search: Search, sampler: Sampler, token: str, again: bool) -> HeldTrial | None:
     trials, slots = search.optuna_study, search.slots
     is_enqueued = has_enqueued(trials)
-    slot = slots.claim(search.presence.worker, token, again=again)
+    slot = slots.claim(search.worker_row.worker, token, again=again)
     if slot is None:
         return None
     held = HeldTrial(search, slot, sampler)
@@ -259,7 +259,7 @@ class HeldTrial:
 
     def show(self, epochs: int) -> None:
         """Let the live view show it, before its first epoch of so many."""
-        self.search.presence.show(
+        self.search.worker_row.show(
             state="training",
             message=None,
             trial_number=self.trial.number,
@@ -324,7 +324,7 @@ class HeldTrial:
             self.slot.fence,
             points,
             place=place,
-            worker=self.search.presence.worker,
+            worker=self.search.worker_row.worker,
             words=words,
         ):
             raise self._lost()
@@ -345,7 +345,7 @@ class HeldTrial:
     def _renew(self, epoch: int, share: float) -> None:
         with self.search.database.together():
             self.search.slots.renew(self.slot)
-            self.search.presence.show(epoch=epoch, share=share)
+            self.search.worker_row.show(epoch=epoch, share=share)
 
     def report(self, point: Point) -> None:
         """Take an epoch that was trained, and that no checkpoint holds yet."""
@@ -356,7 +356,7 @@ class HeldTrial:
             return
         self._shown = time.monotonic()
         speed = point.images_per_second
-        show = self.search.presence.show
+        show = self.search.worker_row.show
         self.attempt(lambda: show(epoch=point.epoch, value=value, images_per_second=speed))
 
     def keep(self, n_epochs: int) -> None:

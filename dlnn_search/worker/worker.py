@@ -19,7 +19,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.database.outages import pause_seconds
 from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.slots import LostLeaseError, Slots, new_token
-from dlnn_search.storage.workers import Presence
+from dlnn_search.storage.workers import WorkerRow
 from dlnn_search.study import Study
 from dlnn_search.worker.config_trial import train_config
 from dlnn_search.worker.held_trial import HeldTrial, Search, claim
@@ -78,14 +78,14 @@ def run_worker(
     interruption = Interruption(alone=about.get("supervisor") is None)
     # From before its row is made until after it says that the worker ended.
     with interruption.listening():
-        presence = Presence(database, stored.id, name, **about)
+        worker_row = WorkerRow(database, stored.id, name, **about)
         search = Search(
             study,
             stored,
             database,
             open_optuna_study(study, database),
             Slots(database, stored.id, on_orders=interruption.hear),
-            presence,
+            worker_row,
             interruption,
         )
         return _Worker(search, memory).run(prepare)
@@ -135,7 +135,7 @@ class _Worker:
                 continue
             self._draw_conclusions(verdict, may_converge=held.may_converge)
             if self._memory is not None and (grown := self._memory.grown_words()):
-                worker = self._search.presence.worker
+                worker = self._search.worker_row.worker
                 words = f"Worker {worker} ends: its {grown}. A new one may start."
                 self._search.note_event("recycled", words)
                 self._show(message=grown)
@@ -160,7 +160,7 @@ class _Worker:
             return held.conclude(verdict)
         except LostLeaseError as lost:
             log.warning("%s This worker's result is dropped.", lost)
-            words = f"{search.presence.worker} had lost slot {held.slot.number}: {lost}"
+            words = f"{search.worker_row.worker} had lost slot {held.slot.number}: {lost}"
             search.note_event("fenced", words, held.slot)
             return None
 
@@ -215,7 +215,7 @@ class _Worker:
 
     def _draw_conclusions(self, verdict: Verdict, *, may_converge: bool) -> None:
         """Act on what a trial's end says of the data, the disk, or the study."""
-        search, worker = self._search, self._search.presence.worker
+        search, worker = self._search, self._search.worker_row.worker
         if verdict.trouble is not None:
             self._n_troubles += 1
             if self._n_troubles == 1:
@@ -252,7 +252,7 @@ class _Worker:
     def _stop(self, why: str, *, only_if: Control | None = None) -> None:
         """Let all workers finish what they train, and end."""
         database, study_id = self._search.database, self._search.stored.id
-        worker = self._search.presence.worker
+        worker = self._search.worker_row.worker
         self._retrying(
             partial(set_control, database, study_id, "stop", why, worker=worker, only_if=only_if)
         )
@@ -262,7 +262,7 @@ class _Worker:
         if self._held is not None:
             with suppress(LostLeaseError):
                 self._held.give_back(Verdict(None))
-        self._search.presence.show(state="stopped", trial_number=None, slot_id=None)
+        self._search.worker_row.show(state="stopped", trial_number=None, slot_id=None)
 
     def _sweep(self) -> None:
         self._retrying(lambda: sweep(self._search.optuna_study, self._search.slots))
@@ -273,7 +273,7 @@ class _Worker:
 
     def _show(self, **values: Any) -> None:
         whole = {"trial_number": None, "slot_id": None, "epoch": None, **values}
-        self._retrying(lambda: self._search.presence.show(**whole))
+        self._retrying(lambda: self._search.worker_row.show(**whole))
 
     def _wait(self, seconds: float, *, for_orders: bool = False) -> None:
         """Wait, but not when a signal comes, nor, if asked, when the study shall not run."""

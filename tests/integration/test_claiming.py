@@ -12,7 +12,7 @@ from dlnn_search.errors import OutageError, StorageError
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots, new_token
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.workers import Presence
+from dlnn_search.storage.workers import WorkerRow
 from dlnn_search.worker.held_trial import HeldTrial, Search, claim
 from dlnn_search.worker.interruption import Interruption
 from dlnn_search.worker.optuna_study import (
@@ -46,8 +46,8 @@ def trials(database: Database, slots: Slots) -> optuna.Study:
 @pytest.fixture
 def search(database: Database, slots: Slots, trials: optuna.Study) -> Search:
     stored = register(database, STUDY.name, STUDY.definition())
-    presence = Presence(database, stored.id, "w")
-    return Search(STUDY, stored, database, trials, slots, presence, Interruption())
+    worker_row = WorkerRow(database, stored.id, "w")
+    return Search(STUDY, stored, database, trials, slots, worker_row, Interruption())
 
 
 def claimed_now(search: Search) -> HeldTrial | None:

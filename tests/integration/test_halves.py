@@ -30,7 +30,7 @@ from dlnn_search.storage.halves import check_idle, delete_study, describe, lost_
 from dlnn_search.storage.ledger import openings
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, find, linked, look_up, register
-from dlnn_search.storage.workers import Presence
+from dlnn_search.storage.workers import WorkerRow
 from dlnn_search.study import RandomSearch, Sampler, Study, Tpe
 from dlnn_search.study.finding import built_in_studies
 from dlnn_search.worker.joining import join_study
@@ -170,7 +170,7 @@ def test_a_name_that_is_or_was_another_studys_is_not_given(
 def test_while_a_worker_is_there_or_a_slot_is_held_nothing_is_changed(
     database: Database, stored: StoredStudy
 ) -> None:
-    worker = Presence(database, stored.id)
+    worker = WorkerRow(database, stored.id)
     changes: list[Callable[[], object]] = [
         lambda: check_idle(database, stored.id, NAME),
         lambda: delete_study(database, stored.id, NAME),

@@ -93,7 +93,7 @@ def test_training_goes_on_while_the_server_is_down_and_everything_is_told_after(
     curve = on_server.curve(slot)
     assert [point.epoch for point in curve] == list(range(1, EPOCHS + 1))
     assert on_server.reported() == {point.epoch: point.metrics["loss"] for point in curve}
-    (event,) = last_events(on_server.database, on_server.presence.study_id, 9)
+    (event,) = last_events(on_server.database, on_server.worker_row.study_id, 9)
     assert event.kind == "recovered" and "The database was away for" in event.words
     assert losses(curve) == whole(on_server), "the outage left no trace in the results"
 
@@ -121,7 +121,7 @@ def test_a_server_that_stays_away_stops_the_worker_and_the_checkpoint_has_it_all
     assert not isinstance(caught.value, OutageError)
     assert trained == list(range(1, EPOCHS + 1))
     restartable.start()
-    on_server.slots.release_of_dead(on_server.presence.worker)
+    on_server.slots.release_of_dead(on_server.worker_row.worker)
     trained.clear()
     verdict, slot = on_server.train()
     assert verdict.outcome == "complete"
@@ -146,7 +146,7 @@ def test_a_signal_while_the_server_is_down_ends_the_worker_at_once(
     assert time.monotonic() - began < 30
     restartable.start()
     on_server.interruption.asked = False
-    on_server.slots.release_of_dead(on_server.presence.worker)
+    on_server.slots.release_of_dead(on_server.worker_row.worker)
     verdict, slot = on_server.train()
     assert verdict.outcome == "complete"
     assert [p.epoch for p in on_server.curve(slot)] == list(range(1, EPOCHS + 1))
@@ -225,7 +225,7 @@ def test_points_written_twice_are_stored_once(database: Database) -> None:
     from dlnn_search.storage.trials import add_points
 
     searched = Searched.open(database, study_of())
-    slot = searched.slots.claim(searched.presence.worker)
+    slot = searched.slots.claim(searched.worker_row.worker)
     assert slot is not None
     points = [Point(epoch, {"loss": 1 / epoch}, 0.1, 1e3) for epoch in range(1, 6)]
     for part in (points[:3], points[:3], points[1:]):

@@ -100,7 +100,7 @@ def epoch(self, number):
     return train(self, number)
 fit_module._Run.epoch = epoch
 searched = Searched.open(open_database({url!r}, create=False), study_of())
-print("worker", searched.presence.worker, flush=True)
+print("worker", searched.worker_row.worker, flush=True)
 searched.train()
 """
 
@@ -188,7 +188,7 @@ def test_a_trial_whose_checkpoint_is_out_of_reach_starts_over_and_says_so(
     assert_whole(searched, again)
     words = f"The trial starts over after 5 epochs: {why}."
     assert note_of_slot(searched.database, slot.id) == words
-    (event,) = last_events(searched.database, searched.presence.study_id, 9)
+    (event,) = last_events(searched.database, searched.worker_row.study_id, 9)
     assert (event.kind, event.words, event.slot_id) == ("started_over", words, slot.id)
     write_note(trial, again.id, verdict, searched.database, "loss")
     notes = [
@@ -222,7 +222,7 @@ def test_epochs_that_the_checkpoint_alone_knows_are_added(
 ) -> None:
     slot = begun_then(searched, monkeypatch)
     points = searched.curve(slot)
-    held = searched.slots.claim(searched.presence.worker)
+    held = searched.slots.claim(searched.worker_row.worker)
     assert held is not None
     assert replace_curve(searched.database, held.id, held.fence, points[:2], place="p", worker="w")
     searched.slots.release(held)
@@ -256,7 +256,7 @@ def test_a_worker_that_was_fenced_off_tells_nothing_any_more(
 
     def epoch(self: fit_module._Run, number: int) -> Epoch:
         if number == 4 and not successor:
-            searched.slots.release_of_dead(searched.presence.worker)
+            searched.slots.release_of_dead(searched.worker_row.worker)
             slot = searched.slots.claim("successor")
             assert slot is not None
             successor.append(slot)

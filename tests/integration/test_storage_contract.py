@@ -21,7 +21,7 @@ from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import MAX_DIFFERENCES, all_studies, find, register
 from dlnn_search.storage.trials import Point, add_points, curve_of_slot
-from dlnn_search.storage.workers import Presence, new_worker_name
+from dlnn_search.storage.workers import WorkerRow, new_worker_name
 from dlnn_search.study import Halving, Quick, RandomSearch, Study
 
 SOURCE = '''\
@@ -106,35 +106,35 @@ class TestCurves:
 class TestPresence:
     def test_a_worker_is_seen_from_its_start_to_its_end(self, database: Database) -> None:
         stored = register(database, "some-study", a_study().definition())
-        presence = Presence(database, stored.id)
+        worker_row = WorkerRow(database, stored.id)
         (row,) = study_status(database, stored).workers
-        assert (row.name, row.state, row.epoch) == (presence.worker, "starting", None)
-        presence.show(state="training", trial_number=4, epoch=2, epochs=9, share=0.5, value=0.25)
+        assert (row.name, row.state, row.epoch) == (worker_row.worker, "starting", None)
+        worker_row.show(state="training", trial_number=4, epoch=2, epochs=9, share=0.5, value=0.25)
         (row,) = study_status(database, stored).workers
         assert (row.state, row.trial_number, row.epoch, row.epochs) == ("training", 4, 2, 9)
         assert (row.share, row.value) == (0.5, 0.25)
-        presence.show(epoch=3)
+        worker_row.show(epoch=3)
         (row,) = study_status(database, stored).workers
         assert (row.state, row.epoch, row.value) == ("training", 3, 0.25)
-        presence.show(state="stopped", trial_number=None)
+        worker_row.show(state="stopped", trial_number=None)
         assert not study_status(database, stored).workers
 
     def test_a_worker_is_silent_since_it_last_said_something(self, database: Database) -> None:
         stored = register(database, "some-study", a_study().definition())
-        presence = Presence(database, stored.id, "w")
+        worker_row = WorkerRow(database, stored.id, "w")
         with database.transaction() as connection:
             connection.execute(schema.workers.update().values(seen_at=now() - 100))
         (row,) = study_status(database, stored).workers
         assert 100 <= row.silent_seconds < 130
-        presence.show()
+        worker_row.show()
         (row,) = study_status(database, stored).workers
         assert 0 <= row.silent_seconds < 30
 
     def test_two_workers_cannot_have_one_name(self, database: Database) -> None:
         stored = register(database, "some-study", a_study().definition())
-        Presence(database, stored.id, "w")
+        WorkerRow(database, stored.id, "w")
         with pytest.raises(StorageError):
-            Presence(database, stored.id, "w")
+            WorkerRow(database, stored.id, "w")
         assert new_worker_name() != new_worker_name()
 
 

@@ -17,7 +17,7 @@ from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.slots import Slots, new_token
 from dlnn_search.storage.studies import find, register
 from dlnn_search.storage.trials import Point, curve_of_slot
-from dlnn_search.storage.workers import Presence
+from dlnn_search.storage.workers import WorkerRow
 from dlnn_search.study import Halving, RandomSearch, Study
 from dlnn_search.worker import held_trial as outbox_module
 from dlnn_search.worker.held_trial import HeldTrial, Search, claim
@@ -62,9 +62,9 @@ def work(url: str) -> tuple[int, float]:
     slots = Slots(database, stored.id)
     slots.extend_to(N_TRIALS)
     trials = open_optuna_study(STUDY, database)
-    presence = Presence(database, stored.id)
+    worker_row = WorkerRow(database, stored.id)
     n_trials, longest = 0, 0.0
-    search = Search(STUDY, stored, database, trials, slots, presence, Interruption())
+    search = Search(STUDY, stored, database, trials, slots, worker_row, Interruption())
     while (held := claim(search, new_token(), again=False)) is not None:
         longest = max(longest, make_trial(search, held))
         n_trials += 1

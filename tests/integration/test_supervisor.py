@@ -21,7 +21,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import slots
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.storage.workers import Presence, last_events
+from dlnn_search.storage.workers import WorkerRow, last_events
 
 DEFINITION = {"settings": {"metric": "loss", "direction": "minimize"}, "code": ""}
 
@@ -128,7 +128,7 @@ def test_workers_that_are_killed_while_trials_are_finished_are_no_crash_loop(
         fake = Fake(*arguments)
         name = fake.arguments[fake.arguments.index("--name") + 1]
         if trains:
-            Presence(case.database, case.study_id, name).show(images_per_second=100.0)
+            WorkerRow(case.database, case.study_id, name).show(images_per_second=100.0)
         if finishes:
             with case.database.transaction() as connection:
                 connection.execute(

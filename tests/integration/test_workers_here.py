@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from dlnn_search.storage import schema
-from dlnn_search.storage import workers as presence
+from dlnn_search.storage import workers as worker_row
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import (
-    Presence,
+    WorkerRow,
     dead_workers,
     looked_after,
     orphans,
@@ -67,7 +67,7 @@ def test_a_worker_is_dead_when_its_process_is_gone_or_its_number_is_anothers(
     database: Database, study_id: int, another: psutil.Process, gone: int
 ) -> None:
     for name in ("living", "gone", "replaced", "stopped", "elsewhere"):
-        Presence(database, study_id, name)
+        WorkerRow(database, study_id, name)
     assert dead_workers(database, study_id) == []
     set_worker(database, "gone", pid=gone)
     set_worker(database, "replaced", pid=another.pid)
@@ -81,10 +81,10 @@ def test_a_worker_whose_supervisor_died_is_an_orphan_whatever_has_its_number(
 ) -> None:
     ours = process_mark()
     number, start = process_mark(another.pid).split()
-    Presence(database, study_id, "looked-after", supervisor=ours)
-    Presence(database, study_id, "alone")
-    Presence(database, study_id, "orphan", supervisor=f"{gone} {start}")
-    Presence(database, study_id, "orphan-2", supervisor=f"{number} {float(start) - 100}")
+    WorkerRow(database, study_id, "looked-after", supervisor=ours)
+    WorkerRow(database, study_id, "alone")
+    WorkerRow(database, study_id, "orphan", supervisor=f"{gone} {start}")
+    WorkerRow(database, study_id, "orphan-2", supervisor=f"{number} {float(start) - 100}")
     assert [orphan.worker for orphan in orphans(database, study_id)] == ["orphan", "orphan-2"]
     assert looked_after(database, study_id) == {os.getpid(): 1}
 
@@ -93,8 +93,8 @@ def test_a_worker_whose_supervisor_died_is_an_orphan_whatever_has_its_number(
 def test_a_clock_that_is_set_makes_no_worker_dead_and_no_orphan(
     database: Database, study_id: int, monkeypatch: pytest.MonkeyPatch, gone: int, hours: int
 ) -> None:
-    Presence(database, study_id, "w", supervisor=process_mark())
-    Presence(database, study_id, "dead", supervisor=process_mark())
+    WorkerRow(database, study_id, "w", supervisor=process_mark())
+    WorkerRow(database, study_id, "dead", supervisor=process_mark())
     set_worker(database, "dead", pid=gone)
     set_the_clock(monkeypatch, hours * 3600)
     assert dead_workers(database, study_id) == ["dead"]
@@ -114,10 +114,10 @@ def test_workers_that_noted_the_time_of_the_boot_and_no_start_are_found_too(
         ("gone", gone, None),
         ("replaced", another.pid, mark),
     ):
-        Presence(database, study_id, name, supervisor=supervisor)
+        WorkerRow(database, study_id, name, supervisor=supervisor)
         set_worker(database, name, pid=pid, processes=old)
     assert dead_workers(database, study_id) == ["gone", "replaced"]
-    Presence(database, study_id, "new", supervisor=mark)
+    WorkerRow(database, study_id, "new", supervisor=mark)
     assert looked_after(database, study_id) == {os.getpid(): 1}
 
 
@@ -125,11 +125,11 @@ def test_a_boot_is_named_by_its_id_else_by_what_macos_calls_it_else_by_its_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     boot_id, sysctl = tmp_path / "boot_id", tmp_path / "sysctl"
-    monkeypatch.setattr(presence, "BOOT_ID", boot_id)
-    monkeypatch.setattr(presence, "SYSCTL", sysctl)
+    monkeypatch.setattr(worker_row, "BOOT_ID", boot_id)
+    monkeypatch.setattr(worker_row, "SYSCTL", sysctl)
 
     def boot() -> str:
-        presence._boot.cache_clear()
+        worker_row._boot.cache_clear()
         return process_space().split()[1]
 
     try:
@@ -140,15 +140,15 @@ def test_a_boot_is_named_by_its_id_else_by_what_macos_calls_it_else_by_its_time(
         boot_id.write_text("an-id\n")
         assert boot() == "an-id"
     finally:
-        presence._boot.cache_clear()
+        worker_row._boot.cache_clear()
 
 
 def test_the_longest_name_of_a_worker_s_processes_fits_its_column(
     monkeypatch: pytest.MonkeyPatch, database: Database, study_id: int
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "h" * 200)
-    monkeypatch.setattr(presence, "_boot", lambda: "66f76671-9dd0-46f2-8e7d-d41662f2308d")
-    Presence(database, study_id, "w")
+    monkeypatch.setattr(worker_row, "_boot", lambda: "66f76671-9dd0-46f2-8e7d-d41662f2308d")
+    WorkerRow(database, study_id, "w")
     ten_years = 315_360_000.0
     space = process_space().replace(process_space().split()[2], "pid:[4294967295]")
     assert len(f"{space} {ten_years:.1f}") <= 128

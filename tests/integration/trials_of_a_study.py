@@ -13,7 +13,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slot, Slots, new_token
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.trials import Point, curve_of_slot
-from dlnn_search.storage.workers import Presence
+from dlnn_search.storage.workers import WorkerRow
 from dlnn_search.study import Halving, RandomSearch, Study
 from dlnn_search.worker.config_trial import train_config
 from dlnn_search.worker.held_trial import HeldTrial, Search, claim
@@ -79,9 +79,9 @@ class Searched:
         stored = register(database, study.name, study.definition())
         slots = Slots(database, stored.id)
         slots.extend_to(n_slots)
-        presence = Presence(database, stored.id)
+        worker_row = WorkerRow(database, stored.id)
         trials = open_optuna_study(study, database)
-        return cls(Search(study, stored, database, trials, slots, presence, Interruptible()))
+        return cls(Search(study, stored, database, trials, slots, worker_row, Interruptible()))
 
     @property
     def database(self) -> Database:
@@ -96,8 +96,8 @@ class Searched:
         return self.search.slots
 
     @property
-    def presence(self) -> Presence:
-        return self.search.presence
+    def worker_row(self) -> WorkerRow:
+        return self.search.worker_row
 
     @property
     def optuna_study(self) -> optuna.Study:
