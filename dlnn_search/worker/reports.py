@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -165,26 +164,8 @@ MAX_ROWS = 12
 MAX_NOTED = 100
 
 
-class Ended(Protocol):
-    """What is known of a trial that came to its end: a verdict, or what a slot's row says."""
-
-    @property
-    def outcome(self) -> Outcome | None: ...
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def failure(self) -> str | None: ...
-    @property
-    def reason(self) -> str | None: ...
-    @property
-    def duplicate_of(self) -> int | None: ...
-
-
-class Noted(Ended, Protocol):
-    """The same, with the epoch that counts."""
-
-    @property
-    def best_epoch(self) -> int | None: ...
+#: What is known of a trial that came to its end.
+Ended = Verdict | Settled | Fate
 
 
 def mend_note(optuna_study: optuna.Study, settled: Settled, slots: Slots) -> None:
@@ -202,7 +183,7 @@ def mend_note(optuna_study: optuna.Study, settled: Settled, slots: Slots) -> Non
 
 
 def write_note(
-    trial: optuna.Trial, slot_id: int, ended: Noted, database: Database, metric: str
+    trial: optuna.Trial, slot_id: int, ended: Verdict | Settled, database: Database, metric: str
 ) -> None:
     """Put the outcome and the curve of a trial beside it in the dashboard.
 
