@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
-from dlnn_search.worker import optuna_study as module
+from dlnn_search.worker import reports as module
 from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study
 from dlnn_search.worker.reports import sweep
 
