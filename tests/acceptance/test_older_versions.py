@@ -28,15 +28,15 @@ KEPT_EPOCHS = {7: 4, 9: 1}
 #: By study: how many trials there are in each state, and the best.
 FIGURES: dict[str, dict[str, Any]] = {
     "shades": {
-        "trials": {"complete": 4, "pruned": 1, "failed": 2, "held": 1, "open": 2},
+        "trials": {"complete": 4, "pruned": 1, "failed": 2, "held": 1, "waiting": 1, "open": 1},
         "best": {"trial": 0, "value": 0.9444444444444444, "epoch": 10, "epochs": EPOCHS},
     },
     "shades-confirm": {
-        "trials": {"complete": 4, "pruned": 0, "failed": 0, "held": 0, "open": 0},
+        "trials": {"complete": 4, "pruned": 0, "failed": 0, "held": 0, "waiting": 0, "open": 0},
         "best": {"trial": 0, "value": 0.875, "epoch": 11, "epochs": EPOCHS},
     },
     "task1-mnist-cnn-quick": {
-        "trials": {"complete": 1, "pruned": 0, "failed": 0, "held": 0, "open": 1},
+        "trials": {"complete": 1, "pruned": 0, "failed": 0, "held": 0, "waiting": 0, "open": 1},
         "best": {"trial": 0, "value": 0.945, "epoch": 2, "epochs": 2},
     },
 }
@@ -45,7 +45,7 @@ RESTORED = {
     **FIGURES,
     "shades": {
         **FIGURES["shades"],
-        "trials": {**FIGURES["shades"]["trials"], "held": 0, "open": 3},
+        "trials": {**FIGURES["shades"]["trials"], "held": 0, "open": 2},
     },
 }
 #: Outcome, value, best epoch and parameters of the trials of `shades` that had ended.
@@ -123,7 +123,7 @@ def test_its_studies_have_the_figures_that_they_had(older: Place) -> None:
     assert "trial 0, accuracy 0.9444 on validation, epoch 10 of 12" in best
     assert "units            8" in best
     ledger = older.succeed("ledger").splitlines()[1:]
-    assert [line.split()[3] for line in ledger] == ["45bfe856768d", "c3ebed6133c9"]
+    assert [line.split()[4] for line in ledger] == ["45bfe856768d", "c3ebed6133c9"]
     assert ["accuracy 0.9583" in ledger[0], "accuracy 0.9167" in ledger[1]] == [True, True]
 
 
@@ -171,7 +171,14 @@ def test_its_search_of_a_built_in_study_goes_on(older: Place) -> None:
     before = place.rows(query)
     place.succeed("start", "task1-mnist-cnn", "--quick", "--workers", 1)
     found = figures(place)["task1-mnist-cnn-quick"]
-    assert found["trials"] == {"complete": 2, "pruned": 0, "failed": 0, "held": 0, "open": 0}
+    assert found["trials"] == {
+        "complete": 2,
+        "pruned": 0,
+        "failed": 0,
+        "held": 0,
+        "waiting": 0,
+        "open": 0,
+    }
     assert found["best"]["value"] > 0.9
     after = place.rows(query)
     assert (len(before), len(after)) == (1, 2)
