@@ -26,6 +26,31 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Whole searches, killed processes, and the same on many databases: `.ci/run` has time for them.
+SLOW = (
+    "acceptance/",
+    "integration/test_drawing",
+    "integration/test_heads_learn",
+    "integration/test_kills_between_steps",
+    "integration/test_outages",
+    "integration/test_portable_models",
+    "integration/test_samplers",
+    "integration/test_storage_load",
+    "integration/test_supervisor",
+    "integration/test_training_memory",
+)
+#: The way of a user from the first command to the ledger is never left out.
+ALWAYS = "acceptance/test_tour"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `pytest` leaves out unless it is told `-m slow`."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        if place.startswith(SLOW) and not place.startswith(ALWAYS):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[sa.URL]:
     """A PostgreSQL server of this session's own; the address is its superuser's."""
