@@ -30,14 +30,8 @@ COMMAND = re.compile(r"^(?:.*(?:&& |\$ |srun ))?dlnn-search (.+)$", re.M)
 #: A word that the reader replaces: N, FILE, STUDY, WHEN.
 PLACEHOLDER = re.compile(r"^[A-Z_]+$")
 #: Code in a sentence that begins so shows options of other programs.
-NOT_OURS = re.compile(
-    r"^(?:docker|compose|pip|pytest|psql|python|Docker|taskset|#SBATCH|scontrol|openssl)\b"
-)
-OTHER_PROGRAMS_OPTIONS = {
-    *("--scale", "--profile", "--build-arg", "--cpus"),  # Docker
-    *("--requeue", "--open-mode", "--signal", "--array", "--cpus-per-task", "--time"),  # Slurm
-    *("--report",),  # benchmarks/peers.py
-}
+NOT_OURS = re.compile(r"^(?:docker|pip|pytest|psql|python)\b")
+DOCKERS_OPTIONS = {"--scale", "--profile", "--build-arg", "--cpus"}
 
 
 def name_of(document: Path) -> str:
@@ -131,7 +125,7 @@ def test_commands_are_found_and_wrong_ones_are_noticed() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_option_that_a_sentence_names_exists(document: Path) -> None:
-    known = set(OTHER_PROGRAMS_OPTIONS) | {"--help", "--debug", "--version"}
+    known = DOCKERS_OPTIONS | {"--help"}
     commands = [ROOT_COMMAND]
     for command in commands:
         commands.extend(getattr(command, "commands", {}).values())
