@@ -149,6 +149,8 @@ def worker_environment(threads: int) -> dict[str, str]:
     """Return what must be set before TensorFlow is imported."""
     return {
         "OMP_NUM_THREADS": str(threads),
+        # NumPy's, for the sampler: its matrices are so small that a second thread costs more.
+        "OPENBLAS_NUM_THREADS": "1",
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",

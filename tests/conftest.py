@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# As in a worker, and before NumPy is imported: a second thread costs more than it gains.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 import sqlalchemy as sa
 
