@@ -23,6 +23,8 @@ from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import WorkerRow, last_events
 
+from .slot_life import give_trials
+
 DEFINITION = {"settings": {"metric": "loss", "direction": "minimize"}, "code": ""}
 
 
@@ -57,7 +59,7 @@ class Case:
         self.away: list[float] = []
         self.database = database
         self.study_id = register(database, "mine", DEFINITION).id
-        Slots(database, self.study_id).extend_to(5)
+        give_trials(Slots(database, self.study_id), 5)
         self.folder = folder
 
     def run(
@@ -138,7 +140,7 @@ def test_workers_that_are_killed_while_trials_are_finished_are_no_crash_loop(
                 )
         return fake
 
-    Slots(case.database, case.study_id).extend_to(40)
+    give_trials(Slots(case.database, case.study_id), 40)
     monkeypatch.setattr(module, "Started", born)
     monkeypatch.setattr(module, "LONGEST_BACK_OFF_SECONDS", 0.01)
     codes = [-9] * 30 + [0]

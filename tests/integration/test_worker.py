@@ -37,7 +37,7 @@ from dlnn_search.worker.interruption import GRACE_SECONDS
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker
 
-from .slot_life import claimed, set_study
+from .slot_life import claimed, give_trials, set_study
 from .trials_of_a_study import DATA, study_of
 
 EPOCHS = 6
@@ -51,7 +51,7 @@ class Begun:
         self.study = study
         self.id = register(database, study.name, study.definition()).id
         self.slots = Slots(database, self.id)
-        self.slots.extend_to(n_slots)
+        give_trials(self.slots, n_slots)
         self.optuna_study = open_optuna_study(study, database)
 
     def work(self, name: str = "worker") -> int:
@@ -501,7 +501,7 @@ def test_choices_of_numpy_serve_a_later_worker_and_a_tuple_in_a_new_branch_is_na
     )
     begun = Begun(sqlite_database, study, n_slots=3)
     assert begun.work() == ExitCode.DONE
-    begun.slots.extend_to(12)
+    give_trials(begun.slots, 12)
     later = open_database(
         sqlite_database.url, create=False
     )  # as another process: Optuna's memory begins anew
