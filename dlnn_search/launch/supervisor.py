@@ -294,6 +294,8 @@ class Supervisor:
                 f"Cannot start a worker with the log '{place.log}': {error.strerror or error}. "
                 "Free some disk space or make the folder writable, then start again."
             ) from error
+        if self._n_stop_signals:  # one came while it was started, and reached the others alone
+            place.process.send(signal.SIGTERM)
 
     def _watch_the_clock(self, deadline: float | None) -> None:
         now = time.monotonic()

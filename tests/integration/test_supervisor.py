@@ -157,12 +157,15 @@ def test_the_others_go_on_where_one_place_is_given_up(case: Case) -> None:
 
     def end_the_first() -> None:
         nonlocal done
-        if not done and any("stays empty" in words for words in case.said):
+        if not done and any("is not started again" in words for words in case.said):
             done = True
             Fake.made[0]._code = 0
 
     assert case.run([None, 1], n_seats=2, tick=end_the_first)
-    assert any("1 others go on" in words or "stays empty" in words for words in case.said)
+    assert any(
+        "1 other worker continues" in words or "is not started again" in words
+        for words in case.said
+    )
     assert len(Fake.made) == 1 + 5
 
 
