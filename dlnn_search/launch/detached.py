@@ -167,9 +167,9 @@ class PidFile:
         except Timeout:
             running = self.running()
             who = "Another process" if running is None else f"Process {running.pid}"
-            log = "" if running is None else f" Its log: {running.log}"
+            where = "" if running is None else f" Its log: {running.log}"
             raise StorageError(
-                f"{who} already searches this study in the background.{log}"
+                f"{who} already searches this study in the background.{where}"
             ) from None
 
     def running(self) -> Background | None:

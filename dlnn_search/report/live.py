@@ -21,7 +21,7 @@ from dlnn_search.errors import StorageError
 from dlnn_search.metrics import duration, metric_name, metric_value
 from dlnn_search.report.tables import table_of
 from dlnn_search.results.status import StudyStatus
-from dlnn_search.storage.budget import BudgetUse, time_words
+from dlnn_search.storage.budget import BudgetUse, duration_words, time_words
 from dlnn_search.storage.workers import Event, WorkerStatus
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
@@ -66,7 +66,7 @@ def picture(
     parts: list[RenderableType] = [head, Text(budget_words(status))]
     limits = [limits_words(status.use)]
     if status.trial_timeout_seconds is not None:
-        limits.append(f"each trial at most {duration(status.trial_timeout_seconds)}")
+        limits.append(f"each trial at most {duration_words(status.trial_timeout_seconds)}")
     if any(limits):
         parts.append(Text(", ".join(filter(None, limits))))
     # Padded, since a bar alone does not end its line.

@@ -16,13 +16,13 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from dlnn_search import machine
 from dlnn_search.cli import app
 from dlnn_search.commands import start as module
 from dlnn_search.launch import supervisor as supervisor_module
+from dlnn_search.launch.detached import Background
 from dlnn_search.optuna_version import trial_id_of
 from dlnn_search.pruners import CONVERGED
 from dlnn_search.results.status import StudyStatus, study_status
@@ -495,9 +495,9 @@ def test_a_search_in_the_background_gets_the_command_where_no_list_of_processes_
 
     def run_in_background(
         arguments: Sequence[str], environment: dict[str, str], *_: object
-    ) -> module.Background:
+    ) -> Background:
         begun.append((list(arguments), environment))
-        return module.Background(123, "its log")
+        return Background(123, "its log")
 
     monkeypatch.setattr(module, "run_in_background", run_in_background)
     secret = f"{KEEPS} # https://hooks.example/T0K3N"
