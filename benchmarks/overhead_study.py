@@ -13,10 +13,10 @@ from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 
 from dlnn_search.config import ClockNet, Clocks, Config, Conv, Dropout, Pool, Training
+from dlnn_search.storage.budget import Budget, extend_budget
 from dlnn_search.storage.control import set_lease_seconds
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import curves, slots
-from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.study import RandomSearch, Study
 from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, open_optuna_study
@@ -78,7 +78,7 @@ def fill(database: Database, study: Study, n_trials: int, epochs: int) -> None:
     plain = optuna.create_study(storage=database.optuna, study_name=PLAIN, load_if_exists=True)
     stored = register(database, study.name, study.definition())
     set_lease_seconds(database, stored.id, 3600.0)
-    Slots(database, stored.id).extend_to(n_trials + N_OPEN)
+    extend_budget(database, stored.id, Budget(trials=n_trials + N_OPEN))
     example = _example(study)
     for first in range(0, n_trials, CHUNK):
         numbers = range(first, min(n_trials, first + CHUNK))

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from dlnn_search.storage.studies import StoredStudy
     from dlnn_search.storage.workers import Event
 
-#: Events that `status` shows, and those that advice looks at.
+#: Events that `status` shows.
 N_EVENTS_SHOWN = 5
-N_EVENTS_READ = 100
 #: Between two drawings of `status --watch`; advice, which reads more, is thought over less often.
 WATCH_SECONDS = 1.0
 ADVICE_SECONDS = 15.0
@@ -104,17 +103,9 @@ def _show_all(database: Database, as_json: bool) -> None:
 def _look(
     database: Database, stored: StoredStudy
 ) -> tuple[StudyStatus, Sequence[Event], list[str]]:
-    from dlnn_search.results.advice import advice, facts_of
-    from dlnn_search.results.status import study_status
-    from dlnn_search.storage.halves import lost_words
-    from dlnn_search.storage.workers import last_events
+    from dlnn_search.results.advice import look
 
-    found = study_status(database, stored)
-    events = last_events(database, stored.id, N_EVENTS_READ)
-    lost = lost_words(database, stored.id, stored.name)
-    if lost is not None:  # what else could be done can not
-        return found, events, [lost]
-    return found, events, advice(facts_of(database, stored, found, events))
+    return look(database, stored)
 
 
 def _watch(console: Console, database: Database, stored: StoredStudy) -> None:

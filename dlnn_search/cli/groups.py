@@ -328,7 +328,7 @@ def sweep(
     """Find files that no study needs, and remove them if asked."""
     from dlnn_search.storage.checkpoints import find_orphans, remove
 
-    with open_known("storage sweep", storage) as database:
+    with open_known("storage sweep", storage, writes=delete) as database:
         orphans = find_orphans(database)
         for orphan in orphans:
             where = "" if orphan.path is None else f"  {orphan.path}"

@@ -32,7 +32,7 @@ SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 ONLY_READ = frozenset(
     {
         *("status", "logs", "trials", "best", "regions", "ledger", "export"),
-        *("importance", "compare", "plots", "storage info", "storage backup"),
+        *("importance", "compare", "plots", "storage info", "storage backup", "storage sweep"),
     }
 )
 
@@ -158,11 +158,15 @@ def open_study(
         yield database, find(database, study)
 
 
-def open_known(command: str, storage: str | None) -> Database:
-    """Open a database that holds studies already, for a command; `ONLY_READ` says how."""
+def open_known(command: str, storage: str | None, *, writes: bool = False) -> Database:
+    """Open a database that holds studies already, for a command.
+
+    `ONLY_READ` says how; `writes` is for a command that only reads unless an option says otherwise.
+    """
     from dlnn_search.storage.database import open_database
 
-    return open_database(database_url_of(storage), create=False, read_only=command in ONLY_READ)
+    read_only = command in ONLY_READ and not writes
+    return open_database(database_url_of(storage), create=False, read_only=read_only)
 
 
 def params_by_trial(database: Database, study: str) -> dict[int | None, dict[str, Any]]:

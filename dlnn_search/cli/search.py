@@ -87,6 +87,15 @@ def start(
             "--lease", metavar="TIME", help="A worker without progress loses its trial; else 120s."
         ),
     ] = None,
+    trial_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--trial-timeout",
+            metavar="TIME",
+            help="End a trial that trains for longer, e.g. 30m. Kept for all workers from now on; "
+            "'none' removes the limit.",
+        ),
+    ] = None,
     retrain: Annotated[
         bool | None,
         typer.Option(
@@ -139,6 +148,14 @@ def start(
         bool,
         typer.Option("--fresh", help="Begin anew; the trials so far stay under another name."),
     ] = False,
+    on_end: Annotated[
+        str | None,
+        typer.Option(
+            "--on-end",
+            metavar="COMMAND",
+            help="Run this shell command once when the search ends or fails.",
+        ),
+    ] = None,
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
     """Search with worker processes; go on where a start stopped."""
@@ -169,11 +186,13 @@ def start(
             deadline_at=limit_moment(deadline),
         ),
         lease_seconds=None if lease is None else parse_duration(lease),
+        trial_timeout_seconds=limit_seconds(trial_timeout),
         reuse=None if retrain is None else not retrain,
         sampler=sampler,
         warm=WarmStart(source, top, tuple(enqueue or ())) if source or enqueue else None,
         stop_when_converged=stop_when_converged,
         fresh=fresh,
+        on_end=on_end,
         timeout_seconds=None if timeout is None else parse_duration(timeout),
     )
     given = {
@@ -233,10 +252,8 @@ def start(
         from dlnn_search.cli.insight import print_linked
 
         print_linked(study, url, where)
-    if not started.by_itself:
-        raise typer.Exit(ExitCode.INTERRUPTED)
-    if started.status.is_fruitless:
-        raise typer.Exit(ExitCode.STUDY)
+    if started.exit_code:
+        raise typer.Exit(started.exit_code)
 
 
 def worker(

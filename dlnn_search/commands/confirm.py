@@ -193,6 +193,7 @@ def _study(
         pruner=None,
         quick=None,
         range_test=None,
+        trial_timeout_seconds=None,
         name=name,
         **goal,
     )

@@ -43,6 +43,18 @@ print(json.dumps({
 }))
 """
 
+#: What a folder that cannot be written is still good for.
+_READ_ONLY = {
+    "studies": (
+        "Commands that only read work: status, trials, best, and with -o elsewhere export and "
+        "plots. 'start' and 'worker' do not: name a database in a writable folder with --storage."
+    ),
+    "data": (
+        "Data that is prepared there can be used. New data cannot be downloaded or rendered: set "
+        "DLNN_SEARCH_CACHE to a writable folder."
+    ),
+}
+
 Verdict = Literal["good", "note", "lacking"]
 
 
@@ -104,8 +116,12 @@ def _disks(storage: str | None) -> Iterator[Finding]:
             existing = existing.parent
         free = shutil.disk_usage(existing).free / GIGABYTE
         words = f"{free:.1f} GB free in {folder}"
-        if not os.access(existing, os.W_OK):
-            yield Finding("lacking", f"disk, {purpose}", f"{existing} cannot be written")
+        # As the user that this process acts for, where the system can say so.
+        by_effective = os.access in os.supports_effective_ids
+        if not os.access(existing, os.W_OK, effective_ids=by_effective):
+            yield Finding(
+                "note", f"disk, {purpose}", f"{existing} is read-only. {_READ_ONLY[purpose]}"
+            )
         elif free < WANTED_DISK_GIGABYTES:
             yield Finding("note", f"disk, {purpose}", f"{words}: a long study may need more")
         else:

@@ -1,38 +1,53 @@
-"""The use case `start`: make the budget, prepare the data, run the workers, show them."""
+"""The use case `start`: make the budget, prepare the data, run the workers, tell of the end."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Literal
 
 import optuna
 
 from dlnn_search import data
 from dlnn_search.commands.warm_start import WarmStart, warm_start
 from dlnn_search.config import Config
-from dlnn_search.errors import DlnnSearchError, StudyError, TrainingError, UsageError
+from dlnn_search.errors import DlnnSearchError, ExitCode, StudyError, TrainingError, UsageError
 from dlnn_search.launch.detached import (
     LOG_NAME,
     Background,
     PidFile,
+    exit_words,
     logs_folder,
     run_in_background,
 )
 from dlnn_search.launch.supervisor import Supervisor
 from dlnn_search.machine import Seat, plan_seats
-from dlnn_search.report.live import LiveView
-from dlnn_search.results.advice import is_bug, mend_words
+from dlnn_search.pruners import CONVERGED
+from dlnn_search.report.live import LiveView, status_json
+from dlnn_search.results.advice import is_bug, look, mend_words
 from dlnn_search.results.status import StudyStatus, study_status
-from dlnn_search.storage.budget import Budget, budget_use, extend_budget
-from dlnn_search.storage.control import go_on, kept_rate, set_lease_seconds, set_reuse
-from dlnn_search.storage.database import Database, open_database, storage_errors
+from dlnn_search.secret import hidden
+from dlnn_search.storage.budget import Budget, budget_use, duration_words, extend_budget
+from dlnn_search.storage.control import (
+    go_on,
+    keep_trial_timeout,
+    kept_rate,
+    kept_trial_timeout,
+    set_lease_seconds,
+    set_reuse,
+)
+from dlnn_search.storage.database import Database, open_database, storage_errors, without_secrets
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.studies import StoredStudy, register
+from dlnn_search.storage.studies import StoredStudy, look_up, register
 from dlnn_search.storage.workers import dead_workers, looked_after, orphans
 from dlnn_search.study import Study
 from dlnn_search.worker.first_trials import example_config
@@ -46,6 +61,13 @@ from dlnn_search.worker.optuna_study import (
 from dlnn_search.worker.reports import sweep
 
 MAX_WORKERS = 1_024
+#: The command of `--on-end` may take that long.
+ON_END_SECONDS = 60.0
+#: Brings that command to a process in the background: everybody sees arguments in a list of
+#: processes, and the address of a webhook is a secret.
+ON_END = "DLNN_SEARCH_ON_END"
+#: Of an error, in the command's environment.
+MAX_REASON_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -56,15 +78,20 @@ class Wishes:
         n_workers: None: one a GPU, or one. With 0 only the budget and the data are made, for
             workers that join.
         gpus: As given to `--gpus`.
-        budget: In all; what it leaves open is as an earlier start made it, and the number of
-            trials at first the study's own. It never shrinks.
+        budget: In all. A limit that is None stays as an earlier start made it; the first start
+            takes the study's number of trials. It never shrinks.
         lease_seconds: A worker that makes no progress for that long loses its trial.
+        trial_timeout_seconds: For all workers. None keeps what an earlier start chose; the first
+            start takes the study's own. `math.inf` removes the limit.
         reuse: Whether a config that was trained already has that result, or is trained anew.
-        sampler: By name, for all workers; None: what an earlier start chose, else the study's own.
+        sampler: By name, for all workers. None keeps what an earlier start chose; the first start
+            takes the study's own.
         timeout_seconds: After it the workers of this start finish their epoch and stop.
         warm: What to try first.
-        stop_when_converged: For all workers; None: as before, at first the study's own.
-        fresh: Begin anew; the trials so far are kept under another name.
+        stop_when_converged: For all workers. None keeps what an earlier start chose; the first
+            start takes the study's own.
+        fresh: Start the study again; its trials so far are kept under another name.
+        on_end: A shell command that runs once when the search ends, however it ends.
     """
 
     n_workers: int | None = None
@@ -72,17 +99,26 @@ class Wishes:
     workers_per_gpu: int | None = None
     budget: Budget = field(default_factory=Budget)
     lease_seconds: float | None = None
+    trial_timeout_seconds: float | None = None
     reuse: bool | None = None
     timeout_seconds: float | None = None
     sampler: str | None = None
     warm: WarmStart | None = None
     stop_when_converged: bool | None = None
     fresh: bool = False
+    on_end: str | None = None
 
     def __post_init__(self) -> None:
         if self.n_workers is not None and not 0 <= self.n_workers <= MAX_WORKERS:
             raise UsageError(
                 f"Expected 0 to {MAX_WORKERS} workers, got --workers {self.n_workers}."
+            )
+        if self.on_end is not None and not self.on_end.strip():
+            raise UsageError("Expected a shell command after --on-end, got an empty text.")
+        if self.on_end is not None and self.n_workers == 0:
+            raise UsageError(
+                "Expected no --on-end with --workers 0: this command does not wait for the end of "
+                "the search."
             )
 
 
@@ -92,10 +128,19 @@ class Ended:
 
     Attributes:
         by_itself: Not by a signal or its time-out.
+        timed_out: By its time-out.
     """
 
     status: StudyStatus
     by_itself: bool
+    timed_out: bool = False
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command exits with."""
+        if not self.by_itself:
+            return ExitCode.INTERRUPTED
+        return ExitCode.STUDY if self.status.is_fruitless else ExitCode.DONE
 
 
 @dataclass(frozen=True)
@@ -147,16 +192,23 @@ def start(
     Raises:
         DlnnSearchError: If the study, the data, the database or the workers fail.
     """
-    with _prepared(study, arguments, url, wishes, say) as prepared:
+    command = os.environ.pop(ON_END, None) if in_background else wishes.on_end
+    with (
+        _OnEnd(command, study, url, say) as on_end,
+        _prepared(study, arguments, url, wishes, say) as prepared,
+    ):
         database, stored = prepared.database, prepared.stored
         if not prepared.seats or _is_over(database, stored):
-            return Ended(prepared.status(), by_itself=True)
-        if in_background:
+            on_end.ended = Ended(prepared.status(), by_itself=True)
+        elif in_background:
             logs = logs_folder(database, study.lasting_name)
             with PidFile(database.files, study.name).held(logs / LOG_NAME):
-                return _run(prepared, arguments, url, wishes, view, ignore_hangup=True)
-        _say_who_else(prepared, say)
-        return _run(prepared, arguments, url, wishes, view, ignore_hangup=False)
+                on_end.ended = _run(prepared, arguments, url, wishes, view, ignore_hangup=True)
+        else:
+            _say_who_else(prepared, say)
+            on_end.ended = _run(prepared, arguments, url, wishes, view, ignore_hangup=False)
+    assert on_end.ended is not None, "else there was an error"
+    return on_end.ended
 
 
 def start_detached(
@@ -184,17 +236,26 @@ def start_detached(
     Raises:
         DlnnSearchError: If the study, the data, the database or the background process fails.
     """
-    with _prepared(study, arguments, url, wishes, say) as prepared:
+    with (
+        _OnEnd(wishes.on_end, study, url, say) as on_end,
+        _prepared(study, arguments, url, wishes, say) as prepared,
+    ):
         if not prepared.seats or _is_over(prepared.database, prepared.stored):
-            return Ended(prepared.status(), by_itself=True)
+            on_end.ended = Ended(prepared.status(), by_itself=True)
+            return on_end.ended
+        on_end.leave()  # the process in the background runs it
         files = prepared.database.files
         pid_file = PidFile(files, study.name)
         running = pid_file.running()
         if running is not None:
+            if wishes.on_end is not None:
+                say("The running search keeps its own --on-end. The new command is not used.")
             return Detached(running, already=True)
         log = logs_folder(prepared.database, study.lasting_name) / LOG_NAME
         # Not in the arguments: everybody sees those in a list of processes.
         environment = {"DLNN_SEARCH_STORAGE": url}
+        if wishes.on_end is not None:
+            environment[ON_END] = wishes.on_end
         command = ["start", *arguments, *options, "--in-background"]
         return Detached(run_in_background(command, environment, pid_file, log), already=False)
 
@@ -215,10 +276,30 @@ def _make_budget(
         set_lease_seconds(database, stored.id, wishes.lease_seconds)
     if wishes.reuse is not None:
         set_reuse(database, stored.id, wishes.reuse)
+    _settle_trial_timeout(database, stored, study, wishes.trial_timeout_seconds, say)
     if settle(database, stored, study, wishes.stop_when_converged) is not None:
         return
     if go_on(database, stored.id):
-        say(f"{stored.name} was paused or stopped: its workers go on.")
+        say(f"{stored.name} was paused or stopped. It now continues.")
+
+
+def _settle_trial_timeout(
+    database: Database,
+    stored: StoredStudy,
+    study: Study,
+    asked: float | None,
+    say: Callable[[str], None],
+) -> None:
+    """Keep for all workers how long a trial may train, and say so."""
+    settled, limit = kept_trial_timeout(database, stored.id)
+    if asked is not None or not settled:
+        former, limit = limit, study.trial_timeout_seconds if asked is None else asked
+        limit = None if limit == math.inf else limit
+        keep_trial_timeout(database, stored.id, limit)
+        if former is not None and limit is None:
+            say("The limit of time for each trial is removed.")
+    if limit is not None:
+        say(f"Each trial trains for at most {duration_words(limit)} (--trial-timeout).")
 
 
 def _is_over(database: Database, stored: StoredStudy) -> bool:
@@ -240,8 +321,8 @@ def _begin_warm(
         return
     if budget_use(database, stored.id).exhausted_by == "trials":
         raise UsageError(
-            "All trials are done: nothing is left to begin with what was named. Raise the budget "
-            "with --trials."
+            "All trials are done, so the given configs cannot be tried. Raise the budget with "
+            "--trials."
         )
     for line in warm_start(study, database, stored, optuna_study, wishes.warm, example):
         say(line)
@@ -328,18 +409,145 @@ def _run(
     status = prepared.status()
     if is_bug(status):
         raise StudyError(
-            f"The study '{stored.name}' was stopped: its trials failed by a bug, the last one so:\n"
-            f"{(status.control_reason or '').strip()}\n{mend_words(status)}"
+            f"The study '{stored.name}' was stopped because its trials failed with a bug. The last "
+            f"error:\n{(status.control_reason or '').strip()}\n{mend_words(status)}"
         )
-    return Ended(status, by_itself)
+    return Ended(status, by_itself, supervisor.timed_out)
+
+
+End = Literal["complete", "exhausted", "converged", "stopped", "timeout", "interrupted", "failed"]
+
+
+class _OnEnd:
+    """Runs a command when the block is left, however that is: a search has ended, or failed.
+
+    Nothing of it changes how the search ended.
+    """
+
+    def __init__(
+        self, command: str | None, study: Study, url: str, say: Callable[[str], None]
+    ) -> None:
+        self.ended: Ended | None = None
+        self._command = command
+        self._study = study
+        self._url = url
+        self._say = say
+
+    def __enter__(self) -> _OnEnd:
+        return self
+
+    def leave(self) -> None:
+        """Leave it to another process."""
+        self._command = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._command is None:
+            return
+        if error is not None:
+            end, reason, code = _end_of_error(error)
+        else:
+            assert self.ended is not None
+            (end, reason), code = _end_of(self.ended), self.ended.exit_code
+        reason = hidden(" ".join(reason.split()))[:MAX_REASON_CHARACTERS]
+        status, told = self._look()
+        best = None if status is None or status.best is None else status.best.value
+        environment = {
+            "DLNN_SEARCH_STUDY": self._study.name,
+            "DLNN_SEARCH_END": end,
+            "DLNN_SEARCH_REASON": reason,
+            "DLNN_SEARCH_METRIC": self._study.metric,
+            "DLNN_SEARCH_BEST": "" if best is None else repr(best),
+            "DLNN_SEARCH_TRIALS": "" if status is None else str(status.n_done),
+            "DLNN_SEARCH_EXIT_CODE": str(int(code)),
+            "DLNN_SEARCH_STORAGE": without_secrets(self._url),
+        }
+        with suppress(OSError):  # the terminal is gone
+            self._say(f"Running the command of --on-end (at most {ON_END_SECONDS:.0f} s).")
+        failed = _run_command(self._command, environment, told)
+        if failed is not None:
+            with suppress(OSError):
+                self._say(f"The command of --on-end {failed}. The search is not affected.")
+
+    def _look(self) -> tuple[StudyStatus | None, str]:
+        """Return the study as it stands and as `status --json` prints it; `null` if unknown."""
+        try:
+            with open_database(self._url, create=False, read_only=True) as database:
+                looked = look(database, look_up(database, self._study.name))
+                return looked[0], json.dumps(status_json(*looked), indent=2)
+        except Exception:  # whatever it is, the command still has to run
+            return None, "null"
+
+
+def _end_of(ended: Ended) -> tuple[End, str]:
+    """Return how a search ended, in a word and in a sentence."""
+    status = ended.status
+    reason, done = (
+        status.control_reason or "",
+        f"{status.n_done} of {status.budget} trials are done.",
+    )
+    if ended.timed_out:
+        return "timeout", f"The --timeout of this start was reached. {done}"
+    if not ended.by_itself:
+        return "interrupted", f"A signal (Ctrl-C or SIGTERM) stopped the search. {done}"
+    if status.is_fruitless:
+        return "failed", f"Every trial failed. {done}"
+    if status.use.exhausted_by == "trials":
+        return "complete", f"All {status.budget} trials are done."
+    if status.control != "run" and reason.startswith(CONVERGED):
+        return "converged", f"{reason} {done}"
+    if status.use.exhausted is not None:
+        return "exhausted", f"The budget is {status.use.exhausted}."
+    by = f" Stopped by: {reason}" if status.control != "run" and reason else ""
+    return "stopped", f"{done}{by}"
+
+
+def _end_of_error(error: BaseException) -> tuple[End, str, int]:
+    if isinstance(error, KeyboardInterrupt):
+        reason = "A signal (Ctrl-C or SIGTERM) stopped the search before its workers began."
+        return "interrupted", reason, ExitCode.INTERRUPTED
+    if isinstance(error, DlnnSearchError):
+        return "failed", str(error), error.exit_code
+    return "failed", f"{type(error).__name__}: {error}", ExitCode.BUG
+
+
+def _run_command(command: str, environment: dict[str, str], told: str) -> str | None:
+    """Run a shell command with a text on its standard input; return in words how it failed."""
+    try:
+        process = subprocess.Popen(
+            command,
+            shell=True,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that all of it can be ended
+        )
+    except OSError as error:
+        return f"could not be started: {error.strerror or error}"
+    try:
+        process.communicate(told, timeout=ON_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        failed = f"was ended after {ON_END_SECONDS:.0f} s"
+    except KeyboardInterrupt:
+        failed = "was ended by a signal (Ctrl-C or SIGTERM)"
+    else:
+        return None if process.returncode == 0 else f"failed with {exit_words(process.returncode)}"
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return failed
 
 
 def _say_who_else(prepared: _Prepared, say: Callable[[str], None]) -> None:
     """Two starts of one study are not forbidden, but should be meant."""
     for pid, n_workers in looked_after(prepared.database, prepared.stored.id).items():
         say(
-            f"Process {pid} searches {prepared.stored.name} on this machine already, with "
-            f"{n_workers} workers; the {len(prepared.seats)} of this start come on top."
+            f"Process {pid} already searches {prepared.stored.name} on this machine with "
+            f"{n_workers} workers. This start adds {len(prepared.seats)}."
         )
 
 
@@ -366,7 +574,7 @@ def measure(
         return
     kept = kept_rate(database, stored.id)
     if kept is None:
-        say(f"Testing the learning rates of {study.name}, once ...")
+        say(f"Running the learning-rate range test of {study.name}. This is done once.")
         # TensorFlow stays out of the process that looks after workers.
         command = [sys.executable, "-m", "dlnn_search", "lr-range"]
         done = subprocess.run(
@@ -379,12 +587,12 @@ def measure(
         if done.returncode:
             raise TrainingError(
                 f"The range test of '{study.name}' failed: "
-                f"{done.stderr.strip().removeprefix('Error: ') or 'without a word'}"
+                f"{done.stderr.strip().removeprefix('Error: ') or '(no output)'}"
             )
         kept = kept_rate(database, stored.id)
     rate = None if kept is None else kept.rate
     say(
-        "The range test could not tell a rate: the study's own range stays."
+        "The range test found no clear learning rate. The study keeps its own range."
         if rate is None
-        else f"Learning rates are searched around {rate:.3g}, as the range test found."
+        else f"The range test chose a learning rate of {rate:.3g}. The search stays near it."
     )

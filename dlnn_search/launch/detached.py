@@ -122,7 +122,7 @@ def last_words(log: Path) -> str:
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith("Error: "):
             return "\n".join(lines[number:])
-    return "\n".join(lines[-LOG_LINES:]) or "(it wrote nothing)"
+    return "\n".join(lines[-LOG_LINES:]) or "(no output)"
 
 
 #: The parent has prepared everything before: the child only loads its modules once more.
@@ -165,8 +165,11 @@ class PidFile:
                 self._write(Background(os.getpid(), str(log)))
                 yield
         except Timeout:
+            running = self.running()
+            who = "Another process" if running is None else f"Process {running.pid}"
+            where = "" if running is None else f" Its log: {running.log}"
             raise StorageError(
-                f"Another process searches this study in the background: {self.running()}."
+                f"{who} already searches this study in the background.{where}"
             ) from None
 
     def running(self) -> Background | None:
@@ -188,7 +191,7 @@ class PidFile:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"Cannot make the folder '{self._lock.parent}': {error.strerror}. "
+                f"Cannot create the folder '{self._lock.parent}': {error.strerror}. "
                 "Make it writable, then start again."
             ) from error
         return FileLock(self._lock)
@@ -221,7 +224,7 @@ def run_in_background(
             )
     except OSError as error:
         raise StorageError(
-            f"Cannot run in the background with the log '{log}': {error.strerror or error}."
+            f"Cannot start a background process with the log '{log}': {error.strerror or error}."
         ) from error
     ends = time.monotonic() + START_SECONDS
     while time.monotonic() < ends:
@@ -232,14 +235,14 @@ def run_in_background(
         if code == 0:  # nothing was left to do
             return Background(process.pid, str(log))
         if code is not None:
-            told = last_words(log) if log.stat().st_size > began_at else "(it wrote nothing)"
+            told = last_words(log) if log.stat().st_size > began_at else "(no output)"
             failure = DlnnSearchError(told.removeprefix("Error: "))
             failure.exit_code = code if code > 0 else DlnnSearchError.exit_code
             raise failure
         time.sleep(0.1)
     process.terminate()
     raise DlnnSearchError(
-        f"The process in the background did not begin within {START_SECONDS:.0f} s. Its log: {log}"
+        f"The background process did not start within {START_SECONDS:.0f} s. Its log: {log}"
     )
 
 
@@ -280,8 +283,8 @@ def find_logs(
     if worker == SUPERVISOR:
         if not supervisor.path.exists():
             raise UsageError(
-                f"Expected a supervisor's log at '{supervisor.path}', found none: it is written "
-                f"by 'dlnn-search start {study.name} --detach' on this machine."
+                f"There is no supervisor's log at '{supervisor.path}'. "
+                f"'dlnn-search start {study.name} --detach' writes one on this machine."
             )
         return [supervisor], []
     if worker is not None:
@@ -295,10 +298,10 @@ def find_logs(
             elsewhere.append(entry)
     if worker is not None and not here and not elsewhere:
         raise UsageError(
-            f"The worker '{known[0].worker}' left no log on this machine: "
-            "one that was not started by 'dlnn-search start' writes to where it was started."
+            f"The worker '{known[0].worker}' has no log file. A worker that was not started by "
+            "'dlnn-search start' writes to its terminal."
             if known[0].log is None
-            else f"The log '{known[0].log}' of the worker '{known[0].worker}' is gone."
+            else f"The log '{known[0].log}' of the worker '{known[0].worker}' no longer exists."
         )
     if worker is None:
         here, elsewhere = here[-N_LATEST:], elsewhere[-N_LATEST:]
@@ -315,11 +318,11 @@ def _named(known: Sequence[WorkerLog], worker: str, study: StoredStudy) -> Worke
     names = [entry.worker for entry in (near or known)]
     if near:
         raise UsageError(
-            f"Expected a worker of '{study.name}', got '{worker}', a part of several names: "
-            f"{', '.join(names[-N_LATEST:])}."
+            f"'{worker}' matches several workers of '{study.name}': "
+            f"{', '.join(names[-N_LATEST:])}. Give more of the name."
         )
     raise UsageError(
-        f"The study '{study.name}' has had no worker '{worker}'."
+        f"The study '{study.name}' has no worker named '{worker}'."
         + did_you_mean(worker, names[-N_LATEST:])
     )
 

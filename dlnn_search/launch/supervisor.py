@@ -83,6 +83,7 @@ class Supervisor:
         seats: What each worker has of the machine: one worker a seat.
         logs: Folder of the workers' log files.
         away: Told for how many seconds the database has not answered.
+        timed_out: Whether the workers were stopped at the deadline.
     """
 
     command: list[str]
@@ -93,6 +94,7 @@ class Supervisor:
     logs: Path
     say: Callable[[str], None]
     away: Callable[[float], None]
+    timed_out: bool = field(default=False, init=False)
     _places: list[_Place] = field(default_factory=list)
     _n_stop_signals: int = 0
     _now_at: float | None = None
@@ -155,7 +157,7 @@ class Supervisor:
             process = Adopted(orphan.pid)
             if place is None:
                 self.say(
-                    f"Worker {orphan.worker} of an earlier start is one too many: it keeps its "
+                    f"Worker {orphan.worker} of an earlier start is not needed. It saves a "
                     "checkpoint and ends."
                 )
                 process.send(signal.SIGTERM)
@@ -164,9 +166,7 @@ class Supervisor:
                 self._places.append(place)
             else:
                 free.remove(place)
-                self.say(
-                    f"Worker {orphan.worker} of an earlier start goes on, and is looked after."
-                )
+                self.say(f"Worker {orphan.worker} of an earlier start continues under this one.")
             place.process, place.worker = process, orphan.worker
             place.log = self.logs / f"{orphan.worker}.log"
             place.started = time.monotonic()
@@ -193,7 +193,9 @@ class Supervisor:
             self._release(place.worker, is_loss=True)
         elif code == ExitCode.RECYCLED:
             place.crashes = 0
-            self.say(f"Worker {place.worker} ended since its memory had grown; a new one starts.")
+            self.say(
+                f"Worker {place.worker} ended because it used too much memory. A new one starts."
+            )
         elif code in (ExitCode.DONE, ExitCode.INTERRUPTED):
             place.done = True
         else:
@@ -216,11 +218,11 @@ class Supervisor:
         )
         place.restart_at = time.monotonic() + wait
         words = (
-            f"Worker {place.worker} died by {how}; its trial goes on from the last checkpoint. "
+            f"Worker {place.worker} died by {how}. Its trial continues from the last checkpoint. "
             f"A new worker starts in {wait:.0f} s."
         )
         self.say(f"{words} Log: {place.log}")
-        self._note("restarted", f"{words} It said last: {told}", place.worker)
+        self._note("restarted", f"{words} Its last output: {told}", place.worker)
 
     def _count_crash(self, place: _Place) -> bool:
         """Count a worker's death; return whether its place is to be given up.
@@ -243,15 +245,16 @@ class Supervisor:
         """Leave a place empty; the others go on."""
         place.done = True
         words = (
-            f"A worker died {place.crashes} times in a row, the last time by {how}:\n"
-            f"{told.removeprefix('Error: ')}\nIts log: {place.log}"
+            f"A worker died {place.crashes} times in a row, the last time by {how}. Its last "
+            f"output:\n{told.removeprefix('Error: ')}\nIts log: {place.log}"
         )
         error = StorageError if code == ExitCode.STORAGE else DlnnSearchError
         place.given_up = error(words)
         self._note("gave_up", words, place.worker)
         left = sum(not other.done for other in self._places)
         if left:
-            self.say(f"{words}\nIts place stays empty; {left} others go on.")
+            others = "1 other worker continues" if left == 1 else f"{left} other workers continue"
+            self.say(f"{words}\nIt is not started again. {others}.")
 
     def _tell_failure(self) -> None:
         """Fail where every place was given up: nobody works any more."""
@@ -289,13 +292,16 @@ class Supervisor:
         except OSError as error:
             raise StorageError(
                 f"Cannot start a worker with the log '{place.log}': {error.strerror or error}. "
-                "Make room or make the folder writable, then start again."
+                "Free some disk space or make the folder writable, then start again."
             ) from error
+        if self._n_stop_signals:  # one came while it was started, and reached the others alone
+            place.process.send(signal.SIGTERM)
 
     def _watch_the_clock(self, deadline: float | None) -> None:
         now = time.monotonic()
         if deadline is not None and now > deadline and not self._n_stop_signals:
-            self.say("Time is up: the workers finish their epoch and keep it.")
+            self.timed_out = True
+            self.say("The --timeout is reached. Workers finish and save their current epoch.")
             self._stop_signal()
         if self._now_at is not None and now > self._now_at:
             self._now_at = None
@@ -317,7 +323,7 @@ class Supervisor:
         """Once: the workers finish their epoch. Twice: they end now. Thrice: they are killed."""
         self._n_stop_signals += 1
         if self._n_stop_signals == 1:
-            self.say("Stopping after the running epochs; Ctrl-C again stops at once.")
+            self.say("Stopping after the current epoch. Press Ctrl-C again to stop at once.")
         if self._n_stop_signals == 2:
             # Not killed yet: a worker that gives its slot back has not lost it.
             self._kill_at = min(time.monotonic() + GRACE_SECONDS, self._kill_at or float("inf"))

@@ -21,7 +21,7 @@ from dlnn_search.errors import StorageError
 from dlnn_search.metrics import duration, metric_name, metric_value
 from dlnn_search.report.tables import table_of
 from dlnn_search.results.status import StudyStatus
-from dlnn_search.storage.budget import BudgetUse, time_words
+from dlnn_search.storage.budget import BudgetUse, duration_words, time_words
 from dlnn_search.storage.workers import Event, WorkerStatus
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
@@ -36,6 +36,7 @@ FAILURE_WORDS = {
     "out_of_memory": "out of memory",
     "lost": "lost (killed or hung)",
     "bug": "bug",
+    "timeout": "without an epoch within --trial-timeout",
     "infeasible": "infeasible (the space refuses them)",
     "other": "failed",
 }
@@ -63,9 +64,11 @@ def picture(
     if elapsed is not None:
         head.append(f"  {duration(elapsed)}")
     parts: list[RenderableType] = [head, Text(budget_words(status))]
-    limits = limits_words(status.use)
-    if limits:
-        parts.append(Text(limits))
+    limits = [limits_words(status.use)]
+    if status.trial_timeout_seconds is not None:
+        limits.append(f"each trial at most {duration_words(status.trial_timeout_seconds)}")
+    if any(limits):
+        parts.append(Text(", ".join(filter(None, limits))))
     # Padded, since a bar alone does not end its line.
     bar = ProgressBar(total=max(1, status.budget), completed=status.n_done, width=min(60, width))
     parts += [
@@ -295,6 +298,7 @@ def status_json(
             "deadline": _time(deadline),
             "exhausted_by": status.use.exhausted_by,
         },
+        "trial_timeout_seconds": status.trial_timeout_seconds,
         "trials": {
             key: status.counts.get(key, 0)
             for key in ("complete", "pruned", "failed", "held", "waiting", "open")

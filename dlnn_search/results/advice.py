@@ -7,17 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from dlnn_search.results.status import StudyStatus, best_trials
+from dlnn_search.results.status import StudyStatus, best_trials, study_status
 from dlnn_search.samplers.regions import Edge, find_edges, n_elites
+from dlnn_search.storage.budget import duration_words
 from dlnn_search.storage.database import Database, storage_errors
+from dlnn_search.storage.halves import lost_words
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.trials import Trial, trials_of
-from dlnn_search.storage.workers import Event
+from dlnn_search.storage.workers import Event, last_events
 
 #: Trials of each sort whose learning rates are looked at, the latest.
 N_RATES = 50
 #: Events of before that are over; what is repeated comes again.
 RECENT_SECONDS = 3_600.0
+#: Events that are read, the latest.
+N_EVENTS = 100
 
 
 def facts_of(
@@ -48,6 +52,16 @@ def facts_of(
         event_counts=counts,
         n_killed=sum("signal 9" in event.words for event in recent),
     )
+
+
+def look(database: Database, study: StoredStudy) -> tuple[StudyStatus, Sequence[Event], list[str]]:
+    """Return a study's status, its latest events, and advice."""
+    found = study_status(database, study)
+    events = last_events(database, study.id, N_EVENTS)
+    lost = lost_words(database, study.id, study.name)
+    if lost is not None:  # what else could be done can not
+        return found, events, [lost]
+    return found, events, advice(facts_of(database, study, found, events))
 
 
 def _edges(database: Database, study: StoredStudy, n_complete: int) -> list[Edge]:
@@ -106,6 +120,7 @@ def advice(facts: Facts) -> list[str]:
             _fruitless,
             _killed,
             _out_of_memory,
+            _out_of_time,
             _diverging,
             _all_pruned,
             _started_over,
@@ -188,6 +203,15 @@ def _out_of_memory(facts: Facts) -> Iterator[str]:
     )
 
 
+def _out_of_time(facts: Facts) -> Iterator[str]:
+    n, seconds = _n_failed(facts, "timeout"), facts.status.trial_timeout_seconds
+    if n and seconds is not None:
+        yield (
+            f"{n} trials did not finish one epoch within {duration_words(seconds)}: raise "
+            "--trial-timeout, or let the space offer smaller networks."
+        )
+
+
 def _diverging(facts: Facts) -> Iterator[str]:
     n, n_done = _n_failed(facts, "diverged"), facts.status.n_done
     if n_done < N_FOR_SHARES or n < 2 or n < n_done / 4:
@@ -217,6 +241,12 @@ def _all_pruned(facts: Facts) -> Iterator[str]:
     n_pruned, n_complete = status.counts.get("pruned", 0), status.counts.get("complete", 0)
     if n_pruned >= N_FOR_PRUNING and n_pruned >= 19 * n_complete:
         of = n_pruned + n_complete
+        if status.trial_timeout_seconds is not None:
+            yield (
+                f"{n_pruned} of {of} trials were pruned: raise --trial-timeout, or let the pruner "
+                "judge later. 'dlnn-search trials' says which of both stopped a trial."
+            )
+            return
         yield (
             f"{n_pruned} of {of} trials were pruned: let the pruner judge later or less strictly "
             "(Halving(first_rung=..., factor=...) in a copy of the study), or it finds nothing "

@@ -43,6 +43,8 @@ class StudyStatus:
     """run, pause, stop or stop_now."""
     control_reason: str | None
     failures: Sequence[Failures]
+    trial_timeout_seconds: float | None = None
+    """How long each trial may train."""
 
     @property
     def n_done(self) -> int:
@@ -100,6 +102,7 @@ def study_status(database: Database, study: StoredStudy) -> StudyStatus:
         control=asked.control,
         control_reason=asked.reason,
         failures=failures_of(database, study.id) if counts.get("failed") else (),
+        trial_timeout_seconds=asked.trial_timeout_seconds,
     )
 
 

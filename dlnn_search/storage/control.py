@@ -17,6 +17,7 @@ from dlnn_search.storage.workers import insert_event
 
 RATE = "measured_rate"
 STOP_RULE = "stop_when_converged"
+TRIAL_TIMEOUT = "trial_timeout_seconds"
 _MISSING = object()
 
 
@@ -46,6 +47,23 @@ def keep_stop_rule(database: Database, study_id: int, rule: dict[str, float] | N
 def kept_stop_rule(database: Database, study_id: int) -> tuple[bool, dict[str, float] | None]:
     """Return whether a start has settled the rule, and the rule."""
     found = _kept(database, study_id, STOP_RULE)
+    return (False, None) if found is _MISSING else (True, found)
+
+
+def keep_trial_timeout(database: Database, study_id: int, seconds: float | None) -> None:
+    """Limit how long each trial may train, for all workers from now on; None: there is no limit.
+
+    Raises:
+        UsageError: If that is less than a second, the time between two looks at the clock.
+    """
+    if seconds is not None and not seconds >= 1:  # NaN, too
+        raise UsageError(f"Expected a trial timeout of at least 1 s, got {seconds:g} s.")
+    _keep(database, study_id, TRIAL_TIMEOUT, seconds, replace=True)
+
+
+def kept_trial_timeout(database: Database, study_id: int) -> tuple[bool, float | None]:
+    """Return whether a start has settled a trial's limit of time, and the limit in seconds."""
+    found = _kept(database, study_id, TRIAL_TIMEOUT)
     return (False, None) if found is _MISSING else (True, found)
 
 
@@ -100,11 +118,13 @@ class Orders:
         reason: Why, in words; a traceback where a bug of the study stopped it.
         time_is_up: Whether a budget of time is used up: no claims, and running trials are kept at
             their epoch's end.
+        trial_timeout_seconds: A trial that has trained for longer ends; None: there is no limit.
     """
 
     control: Control
     reason: str | None = None
     time_is_up: bool = False
+    trial_timeout_seconds: float | None = None
 
 
 def set_control(
@@ -217,14 +237,18 @@ def orders(database: Database, study_id: int) -> Orders:
 def read_orders(connection: Connection, study_id: int) -> Orders:
     """Do the same in a transaction that is open."""
     row = connection.execute(orders_query(study_id)).one()
-    return Orders(row.control, row.control_reason, bool(row.time_is_up))
+    limit = row.trial_timeout_seconds
+    return Orders(row.control, row.control_reason, bool(row.time_is_up), limit)
 
 
 @functools.lru_cache(maxsize=16)
 def orders_query(study_id: int) -> sa.Select[Any]:
     """Return the query of what `Orders` holds."""
     return sa.select(
-        studies.c.control, studies.c.control_reason, time_is_up(study_id).label("time_is_up")
+        studies.c.control,
+        studies.c.control_reason,
+        time_is_up(study_id).label("time_is_up"),
+        studies.c.definition[TRIAL_TIMEOUT].as_float().label(TRIAL_TIMEOUT),
     ).where(studies.c.id == study_id)
 
 

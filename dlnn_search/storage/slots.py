@@ -27,9 +27,7 @@ from dlnn_search.storage.budget import (
     claim_statement,
     end_holds,
     end_spell,
-    extend_slots,
     hold_ended,
-    lock_study,
     prolong,
     waits_no_more,
 )
@@ -188,12 +186,6 @@ class Slots:
         self.database = self._database = database
         self.study_id = self._study_id = study_id
         self._on_orders = on_orders
-
-    def extend_to(self, n_slots: int) -> None:
-        """Let the budget have at least `n_slots`; it never shrinks."""
-        with self._database.transaction() as connection:
-            lock_study(connection, self._study_id)
-            extend_slots(connection, self._study_id, n_slots)
 
     def claim(self, worker: str, token: str | None = None, *, again: bool = True) -> Slot | None:
         """Claim a slot in one statement: a begun one first, then the lowest number.

@@ -193,6 +193,8 @@ class Study:
         range_test: Lets a learning-rate range test centre the space's `rate_range`.
         stop_when_converged: Lets the search stop before its budget is used up, when more trials
             can be expected to gain less than the noise of one.
+        trial_timeout_seconds: How long each trial may train, unless `--trial-timeout` says
+            otherwise. None, the default, sets no limit.
         measured_rate: What that test found, given by who opens the study in a database.
         name: The file's name, given by `dlnn_search.study.finding.load_study`.
         first_name: What it was called in the database before it was renamed there; empty: it was
@@ -222,6 +224,7 @@ class Study:
     build: Builder | None = None
     range_test: RangeTest | None = None
     stop_when_converged: Converged | None = None
+    trial_timeout_seconds: float | None = None
     measured_rate: float | None = None
     name: str = ""
     first_name: str = ""
@@ -250,6 +253,11 @@ class Study:
             )
         if self.trials < 1:
             raise StudyError(f"Expected a budget of at least 1 trial, got trials={self.trials}.")
+        if self.trial_timeout_seconds is not None and not self.trial_timeout_seconds >= 1:
+            raise StudyError(
+                "Expected at least 1 second for each trial, got "
+                f"trial_timeout_seconds={self.trial_timeout_seconds}."
+            )
         if self.keep_checkpoints < 0:
             raise StudyError(
                 f"Expected 0 checkpoints or more, got keep_checkpoints={self.keep_checkpoints}."
@@ -393,8 +401,8 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """Return what makes trials comparable: the settings and the code, without comments.
 
-        The budget is left out (it may grow), and so are the sampler (a config is worth the same
-        whatever suggested it), docstrings and layout.
+        The budget and a trial's limit of time are left out (they may grow), and so are the sampler
+        (a config is worth the same whatever suggested it), docstrings and layout.
         """
         settings = {
             "metric": self.metric,

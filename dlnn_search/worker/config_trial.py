@@ -42,6 +42,7 @@ from dlnn_search.worker.verdict import (
     POLICIES,
     REFUSES_ALL,
     USED_UP,
+    TrialTimeoutError,
     Verdict,
     failure_of,
 )
@@ -70,6 +71,8 @@ def train_config(held: HeldTrial, *, threads: int | None = None) -> Verdict:
         held.search.slots.renew(held.slot)  # raises where a successor was the one who ended it
         reason = f"Trial {held.trial.number} was ended by another program."
         return Verdict("failed", reason=reason, failure="lost")
+    except TrialTimeoutError as timeout:
+        verdict = timeout.verdict
     except Exception as error:
         verdict = _verdict_of(error, held)
     # Outside of the handler, whose exception holds the model and all that belongs to it.

@@ -60,7 +60,7 @@ from dlnn_search.worker.reports import (
     tell_what_is_untold,
     write_note,
 )
-from dlnn_search.worker.verdict import Verdict
+from dlnn_search.worker.verdict import TrialTimeoutError, Verdict, out_of_time
 
 #: Between two renewals of a lease and two looks of the live view.
 RENEW_SECONDS = 1.0
@@ -180,6 +180,8 @@ class HeldTrial:
         self._n_tries = 0
         self._next_try = 0.0
         self._standing: Standing | None = None
+        self._earlier_seconds = 0.0  # that earlier holders trained what it goes on from
+        self._trains_since = time.monotonic()
 
     @property
     def is_new(self) -> bool:
@@ -300,6 +302,8 @@ class HeldTrial:
         if not self.is_new:
             self.retrying(lambda: self._replace_curve(points, damage))
         self.retrying(lambda: reports.begin(self._values, is_new=self.is_new))
+        self._earlier_seconds = sum(point.seconds for point in points)
+        self._trains_since = time.monotonic()
         # Later rungs judge the earlier ones again; only a judgement that a kill may have cut off
         # is made up for here.
         self._judged = max((rung for rung in self._rungs if rung < len(points)), default=0)
@@ -336,11 +340,16 @@ class HeldTrial:
 
         Raises:
             LostLeaseError: If another worker holds the slot.
+            TrialTimeoutError: If it has trained for as long as it may.
         """
         if time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         self._renewed = time.monotonic()
         self.attempt(lambda: self._renew(epoch, share))
+        limit = self.search.interruption.trial_timeout_seconds
+        trained = self._earlier_seconds + time.monotonic() - self._trains_since
+        if limit is not None and trained > limit:
+            raise TrialTimeoutError(out_of_time(self._values, self.search.study.metric, limit))
 
     def _renew(self, epoch: int, share: float) -> None:
         with self.search.database.together():
@@ -546,7 +555,8 @@ class HeldTrial:
         )
         search.retrying(partial(database.at_once, *parts))
         value = "" if verdict.value is None else f", {metric} {verdict.value:.6g}"
-        log.info("Trial %d is %s%s.", self.trial.number, verdict.outcome, value)
+        why = f" {verdict.reason}" if verdict.reason else ""
+        log.info("Trial %d is %s%s.%s", self.trial.number, verdict.outcome, value, why)
         keep = search.study.keep_checkpoints
         search.retrying(lambda: settle_checkpoint(database, slot_id, keep, self._standing))
 

@@ -104,6 +104,11 @@ class Interruption:
         """Whether the epoch was given up, too: errors that arise by that mean nothing."""
         return self._now
 
+    @property
+    def trial_timeout_seconds(self) -> float | None:
+        """How long a trial may train, as far as this worker knows; None: there is no limit."""
+        return self._orders.trial_timeout_seconds
+
     def hear(self, orders: Orders) -> None:
         """Take what the study's workers are asked to do, as of now."""
         self._orders = orders
@@ -114,7 +119,7 @@ class Interruption:
 
     def begin_anew(self) -> None:
         """Forget what was asked of an earlier training: a slot was given, so the study runs."""
-        self._orders = Orders("run")
+        self._orders = Orders("run", trial_timeout_seconds=self.trial_timeout_seconds)
         if not self._by_signal:
             self._now = False
             self._stop_alarm()

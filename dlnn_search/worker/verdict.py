@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,13 @@ from dlnn_search.errors import (
     OutageError,
     StorageError,
 )
+from dlnn_search.metrics import direction_of, loss_sign
+from dlnn_search.storage.budget import duration_words
 from dlnn_search.storage.duplicates import Duplicate
 from dlnn_search.storage.slots import Outcome
 
 #: Why a trial failed, as `slots.failure` and Optuna's user attribute `failure` have it.
-Kind = Literal["diverged", "out_of_memory", "lost", "bug", "infeasible"]
+Kind = Literal["diverged", "out_of_memory", "lost", "bug", "infeasible", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ POLICIES: dict[Kind, Policy] = {
     "lost": Policy(3, "goes on from its checkpoint, up to 3 times in all"),
     # Somebody fixed parameters that the space refuses: else it is asked for others.
     "infeasible": Policy(1, "failed at once: the space refuses its parameters"),
+    # As long again would be needed, and come to the same.
+    "timeout": Policy(1, "failed: its first epoch took longer than --trial-timeout"),
     "bug": Policy(1, "failed; a few in a row stop the study"),
 }
 
@@ -128,6 +132,38 @@ class Verdict:
     def duplicate_of(self) -> int | None:
         """The number of the trial whose result it has."""
         return None if self.duplicate is None else self.duplicate.trial_number
+
+
+class TrialTimeoutError(Exception):
+    """A trial has trained for as long as it may; `verdict` is what comes of it."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
+
+
+def out_of_time(values: Mapping[int, float], metric: str, seconds: float) -> Verdict:
+    """Return what comes of a trial that has trained for as long as it may.
+
+    Its best epoch was measured as any other, so it is pruned with that: samplers learn from it, and
+    it is no candidate for the study's best, which has to train all its epochs.
+
+    Args:
+        values: The metric by epoch, of the epochs that were finished.
+        metric: That the study optimises.
+        seconds: The limit.
+    """
+    limit = duration_words(seconds)
+    if not values:
+        reason = (
+            f"Its first epoch did not end within {limit}, the study's --trial-timeout. Raise the "
+            "limit, or let the space offer smaller networks."
+        )
+        return Verdict("failed", reason=reason, failure="timeout")
+    sign = loss_sign(direction_of(metric))
+    best = min(values, key=lambda epoch: (sign * values[epoch], epoch))
+    reason = f"Stopped after {limit} by --trial-timeout; {len(values)} epochs were finished."
+    return Verdict("pruned", value=values[best], best_epoch=best, reason=reason)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_one_interruption_lets_the_epochs_end_and_keeps_them(place: Place) -> No
         until_an_epoch_is_stored(place)
         start.interrupt()
         assert start.wait() == EXIT_INTERRUPTED, start.said()
-    assert "Stopping after the running epochs; Ctrl-C again stops at once." in start.said()
+    assert "Stopping after the current epoch. Press Ctrl-C again to stop at once." in start.said()
     assert_tells_how_to_go_on(start, study, 3)
     assert_released(place)
     assert_start_finishes(place, study, 3)
@@ -113,7 +113,7 @@ def test_a_timeout_ends_the_search_and_keeps_its_trials(place: Place) -> None:
     done = place.run("start", study, "--workers", 2, "--trials", 200, "--timeout", "5s")
     assert done.code == EXIT_INTERRUPTED, done.both
     assert time.monotonic() - began >= 5
-    assert "Time is up: the workers finish their epoch and keep it." in done.out
+    assert "The --timeout is reached. Workers finish and save their current epoch." in done.out
     assert "Go on with:\n  dlnn-search start tiny.py --workers 2\n" in done.out
     assert len(place.slot_states()) == 200 and set(place.slot_states()) == {"done", "open"}
     assert place.rows("SELECT * FROM dlnn_slots")[:1] == before

@@ -58,7 +58,7 @@ def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint(
     assert stored(place, slot)[: len(before)] == before
     assert sum(losses(place)) == losses(place)[slot] == 1
     said = start.said()
-    assert "died by signal 9 (SIGKILL); its trial goes on from the last checkpoint" in said
+    assert "died by signal 9 (SIGKILL). Its trial continues from the last checkpoint" in said
     assert "All 3 trials of tiny are done: 3 complete" in said
 
 

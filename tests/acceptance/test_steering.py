@@ -66,7 +66,7 @@ def test_a_killed_supervisors_workers_are_adopted_not_doubled(place: Place) -> N
         start.process.wait()
     ((worker,),) = place.rows("SELECT id FROM dlnn_workers")
     said = place.succeed("start", study, "--workers", 1)
-    assert f"Worker {worker} of an earlier start goes on, and is looked after." in said
+    assert f"Worker {worker} of an earlier start continues under this one." in said
     place.assert_complete(3, EPOCHS)
     assert place.rows("SELECT losses FROM dlnn_slots") == [(0,)] * 3
 

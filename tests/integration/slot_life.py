@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from dlnn_search.storage import schema
+from dlnn_search.storage.budget import Budget, extend_budget
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.duplicates import find_duplicate
 from dlnn_search.storage.schema import now
@@ -24,6 +25,11 @@ def claimed(slots: Slots, worker: str = "w") -> Slot:
     slot = slots.claim(worker)
     assert slot is not None
     return slot
+
+
+def give_trials(slots: Slots, n: int) -> None:
+    """Let a study's budget have at least n trials."""
+    extend_budget(slots.database, slots.study_id, Budget(trials=n))
 
 
 def let_the_lease_end(database: Database, slot: Slot, *, seconds_ago: float = 0.0) -> None:

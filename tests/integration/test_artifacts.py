@@ -27,6 +27,8 @@ from dlnn_search.storage.slots import Slot, Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.study import Study
 
+from .slot_life import give_trials
+
 
 def space(trial: optuna.Trial) -> Config:
     return Config(model=Mlp())
@@ -44,7 +46,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def slots(database: Database) -> Slots:
     found = Slots(database, register(database, NAME, STUDY.definition()).id)
-    found.extend_to(8)
+    give_trials(found, 8)
     return found
 
 
@@ -103,7 +105,7 @@ class TestKeeping:
     def test_a_study_that_maximises_keeps_its_highest(self, database: Database) -> None:
         study = Study(space=space, data=Mnist(), maximize="accuracy", name=NAME)
         slots = Slots(database, register(database, NAME, study.definition()).id)
-        slots.extend_to(3)
+        give_trials(slots, 3)
         for value in (0.5, 0.9, 0.7):
             settle(database, slots, value, keep=1)
         assert kept(database) == [1]

@@ -32,6 +32,7 @@ from dlnn_search.storage.studies import register
 from dlnn_search.storage.trials import curve_of_slot
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
+from .slot_life import give_trials
 from .whole_study import STATES, a_study, checkpoint, fill, notes, optuna_trials
 
 NAME = "some-study"
@@ -193,7 +194,7 @@ class TestBackup:
             trials = open_optuna_study(study, writer)
             while not ended.is_set():
                 n += 1
-                slots.extend_to(n)
+                give_trials(slots, n)
                 trials.add_trial(optuna.trial.create_trial(value=float(n)))
             writer.close()
 

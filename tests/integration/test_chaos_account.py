@@ -19,7 +19,7 @@ from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import note_config
+from .slot_life import give_trials, note_config
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -49,7 +49,7 @@ def searched(sqlite_database: Database) -> Database:
     """A study whose two trials are complete."""
     stored = register(sqlite_database, STUDY.name, STUDY.definition())
     slots = Slots(sqlite_database, stored.id)
-    slots.extend_to(N_TRIALS)
+    give_trials(slots, N_TRIALS)
     trials = open_optuna_study(STUDY, sqlite_database)
     for _ in range(N_TRIALS):
         slot = slots.claim("some-worker")

@@ -23,7 +23,7 @@ from dlnn_search.worker.optuna_study import (
 )
 from dlnn_search.worker.reports import sweep
 
-from .slot_life import TESTED_ALONE, claimed, row_of
+from .slot_life import TESTED_ALONE, claimed, give_trials, row_of
 from .trials_of_a_study import study_of
 
 STUDY = study_of()
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("optuna_way")
 @pytest.fixture
 def slots(database: Database) -> Slots:
     slots = Slots(database, register(database, STUDY.name, STUDY.definition()).id)
-    slots.extend_to(3)
+    give_trials(slots, 3)
     return slots
 
 

@@ -30,7 +30,7 @@ from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import note_config
+from .slot_life import give_trials, note_config
 
 Value = Callable[[Config], float | None]
 
@@ -57,7 +57,7 @@ def work_off(database: Database, study: AnyStudy, value: Value, n: int | None = 
     stored = register(database, study.name, study.definition())
     queue = Slots(database, stored.id)
     if n is not None:
-        queue.extend_to(n)
+        give_trials(queue, n)
     optuna_study = open_optuna_study(study, database)
     while (slot := queue.claim("w")) is not None:
         trial = begin_trial(optuna_study, study, slot)

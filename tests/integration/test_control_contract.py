@@ -7,9 +7,17 @@ import sqlalchemy as sa
 
 from dlnn_search.errors import UsageError
 from dlnn_search.storage import schema
-from dlnn_search.storage.control import Orders, go_on, orders, set_control, set_lease_seconds
+from dlnn_search.storage.control import (
+    Orders,
+    go_on,
+    keep_trial_timeout,
+    kept_trial_timeout,
+    orders,
+    set_control,
+    set_lease_seconds,
+)
 from dlnn_search.storage.database import Database
-from dlnn_search.storage.studies import register
+from dlnn_search.storage.studies import is_same, look_up, register
 from dlnn_search.storage.workers import last_events
 
 DEFINITION = {"settings": {"metric": "accuracy", "direction": "maximize"}, "code": ""}
@@ -71,3 +79,26 @@ def test_a_lease_that_no_worker_can_keep_is_refused(
         set_lease_seconds(database, study_id, seconds)
     with database.transaction() as connection:
         assert connection.scalar(sa.select(schema.studies.c.lease_seconds)) == 120
+
+
+def test_a_trials_limit_of_time_reaches_all_workers_until_it_is_removed(
+    database: Database, study_id: int
+) -> None:
+    other = register(database, "other-study", DEFINITION).id
+    assert kept_trial_timeout(database, study_id) == (False, None)
+    keep_trial_timeout(database, study_id, 90.5)
+    assert orders(database, study_id) == Orders("run", trial_timeout_seconds=90.5)
+    assert orders(database, other) == Orders("run")
+    keep_trial_timeout(database, study_id, None)
+    assert orders(database, study_id) == Orders("run")
+    assert kept_trial_timeout(database, study_id) == (True, None)
+    assert is_same(look_up(database, "some-study"), DEFINITION)  # it is the same study
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, -1.0, float("nan")])
+def test_a_trials_limit_of_time_is_at_least_a_second(
+    database: Database, study_id: int, seconds: float
+) -> None:
+    with pytest.raises(UsageError, match="at least 1 s"):
+        keep_trial_timeout(database, study_id, seconds)
+    assert kept_trial_timeout(database, study_id) == (False, None)

@@ -15,7 +15,7 @@ from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.trials import Point, add_points, trials_of
 
-from .slot_life import DEFINITION, claimed, set_slot
+from .slot_life import DEFINITION, claimed, give_trials, set_slot
 
 
 def test_importances_of_a_study_without_parameters_are_none_and_no_error(
@@ -42,7 +42,7 @@ def test_importances_of_a_study_without_parameters_are_none_and_no_error(
 def test_of_equal_trials_the_first_is_the_best_and_a_failed_one_never(database: Database) -> None:
     study = register(database, "some-study", DEFINITION)
     slots = Slots(database, study.id)
-    slots.extend_to(4)
+    give_trials(slots, 4)
     outcomes: list[tuple[str, float | None]] = [
         ("failed", None),
         ("complete", 0.9),
@@ -66,7 +66,7 @@ def test_of_equal_trials_the_first_is_the_best_and_a_failed_one_never(database: 
 def test_trials_are_read_by_number_the_latest_or_the_best_first(database: Database) -> None:
     study = register(database, "some-study", DEFINITION)
     slots = Slots(database, study.id)
-    slots.extend_to(5)
+    give_trials(slots, 5)
     rows: list[dict[str, Any]] = [
         {"state": "done", "outcome": "complete", "value": 0.8},
         {"state": "done", "outcome": "failed", "failure": "diverged", "reason": "NaN"},

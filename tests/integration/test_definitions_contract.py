@@ -24,6 +24,8 @@ from dlnn_search.storage.studies import (
     set_parent,
 )
 
+from .slot_life import give_trials
+
 DEFINITION: dict[str, Any] = {
     "settings": {"metric": "accuracy", "direction": "maximize", "epochs": 5},
     "code": "def space(trial):\n    return trial.suggest_int('units', 8, 64)",
@@ -34,7 +36,7 @@ RENDERED, COURSE = ["rendered clocks (80 px), aaaa"], ["the course's clocks (80 
 def begun(database: Database) -> StoredStudy:
     stored = register(database, "mine", DEFINITION)
     slots = Slots(database, stored.id)
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = slots.claim("w")
     assert slot is not None
     slots.begin(slot, trial_id=1, trial_number=0)
@@ -107,7 +109,7 @@ def ended(
     stored = register(database, "mine", definition)
     study = optuna.create_study(study_name="mine", storage=database.optuna)
     slots = Slots(database, stored.id)
-    slots.extend_to(len(outcomes) + 1)
+    give_trials(slots, len(outcomes) + 1)
     for outcome in outcomes:
         slot = slots.claim("w")
         assert slot is not None

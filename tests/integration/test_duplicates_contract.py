@@ -24,7 +24,7 @@ from dlnn_search.storage.studies import all_studies, register
 from dlnn_search.storage.trials import Point, add_points, curve_of_slot, trials_of
 from dlnn_search.storage.workers import last_events
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of, set_slot
+from .slot_life import DEFINITION, claimed, give_trials, let_the_lease_end, row_of, set_slot
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def study_id(database: Database) -> int:
 @pytest.fixture
 def slots(database: Database, study_id: int) -> Slots:
     slots = Slots(database, study_id)
-    slots.extend_to(4)
+    give_trials(slots, 4)
     return slots
 
 
@@ -102,7 +102,7 @@ def test_another_config_or_another_study_is_no_duplicate(
     assert find_duplicate(database, study_id, claimed(slots), "other") is None
     other_id = register(database, "other-study", DEFINITION).id
     others = Slots(database, other_id)
-    others.extend_to(1)
+    give_trials(others, 1)
     assert find_duplicate(database, other_id, claimed(others), "same") is None
 
 

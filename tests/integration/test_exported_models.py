@@ -21,7 +21,7 @@ from dlnn_search.storage.studies import StoredStudy, register
 from dlnn_search.study.finding import load_study
 from dlnn_search.training.fit import fit
 
-from .slot_life import note_config
+from .slot_life import give_trials, note_config
 
 FILE = '''\
 """Tell bright pictures from dark ones."""
@@ -76,7 +76,7 @@ def searched(database: Database, file: Path, halved: bool) -> tuple[StoredStudy,
     )
     stored = register(database, study.name, study.definition())
     slots = Slots(database, stored.id)
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = slots.claim("w")
     assert slot is not None
     trial = optuna_study.ask()

@@ -31,6 +31,7 @@ from dlnn_search.worker import worker as worker_module
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker
 
+from .slot_life import give_trials
 from .trials_of_a_study import DATA, study_of
 
 EPOCHS, N_SLOTS = 2, 2
@@ -121,7 +122,7 @@ def test_a_worker_may_be_killed_before_any_of_its_writes(
         try:
             study_id = register(database, STUDY.name, STUDY.definition()).id
             slots = Slots(database, study_id)
-            slots.extend_to(N_SLOTS)
+            give_trials(slots, N_SLOTS)
             was_killed = True
             with contextlib.suppress(Killed), killed_before_write(number):
                 assert run_worker(STUDY, database, name="first") == ExitCode.DONE

@@ -14,7 +14,7 @@ from dlnn_search.storage.studies import register
 from dlnn_search.storage.trials import Point, StoredRungValues, add_points
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
-from .slot_life import DEFINITION
+from .slot_life import DEFINITION, give_trials
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -32,7 +32,7 @@ def stopped_at(database: Database, halving: Halving, curves: list[dict[str, list
         name="made-up",
     )
     slots = Slots(database, register(database, study.name, study.definition()).id)
-    slots.extend_to(study.trials)
+    give_trials(slots, study.trials)
     optuna_study = open_optuna_study(study, database)
     found: list[int | None] = []
     for curve in curves:
@@ -77,7 +77,7 @@ def test_trials_may_be_judged_by_their_training_loss(database: Database) -> None
 def test_a_duplicate_is_nobody_s_rival_and_in_no_estimate(database: Database) -> None:
     stored = register(database, "some-study", DEFINITION)
     slots = Slots(database, stored.id)
-    slots.extend_to(3)
+    give_trials(slots, 3)
     search = optuna.create_study(study_name=stored.name, storage=database.optuna)
     for number in range(3):
         slot = slots.claim("w")

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from dlnn_search.archive.backup import back_up
+from dlnn_search.cli.groups import sweep
+from dlnn_search.commands.doctor import _disks
 from dlnn_search.errors import StorageError
 from dlnn_search.storage.control import set_control
 from dlnn_search.storage.database import Database, open_database
@@ -175,3 +177,27 @@ def test_a_backup_is_written_through_a_database_that_is_opened_to_read(
         copied, n_bytes = back_up(reader, None, tmp_path / "backup.zip")
     assert [study.name for study in copied] == ["one"]
     assert n_bytes == (tmp_path / "backup.zip").stat().st_size
+
+
+def test_a_sweep_that_only_looks_works_where_nothing_can_be_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with without_write_permission(folder):
+        sweep(delete=False, storage=url_of(folder))
+        assert "Nothing to sweep" in capsys.readouterr().out
+        with pytest.raises(StorageError, match="cannot be opened for writing"):
+            sweep(delete=True, storage=url_of(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["dlnn.db"]
+
+
+def test_doctor_says_what_a_folder_that_cannot_be_written_is_good_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLNN_SEARCH_CACHE", str(folder))
+    with without_write_permission(folder):
+        found = {finding.about: finding for finding in _disks(url_of(folder))}
+    assert {finding.verdict for finding in found.values()} == {"note"}
+    for finding in found.values():
+        assert finding.words.startswith(f"{folder.resolve()} is read-only.")
+    assert "'start' and 'worker' do not" in found["disk, studies"].words
+    assert "can be used" in found["disk, data"].words

@@ -36,6 +36,8 @@ from dlnn_search.worker.optuna_study import (
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
+from .slot_life import give_trials
+
 
 def space(trial: optuna.Trial) -> Config:
     rate = trial.suggest_float("rate", 1e-5, 1e-1, log=True)
@@ -55,7 +57,8 @@ STUDY = Study(
 
 
 def made(database: Database, n_slots: int) -> None:
-    Slots(database, register(database, STUDY.name, STUDY.definition()).id).extend_to(n_slots)
+    slots = Slots(database, register(database, STUDY.name, STUDY.definition()).id)
+    give_trials(slots, n_slots)
     open_optuna_study(STUDY, database)
 
 

@@ -31,7 +31,7 @@ from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import LostLeaseError, Slot, Slots
 from dlnn_search.storage.studies import register
 
-from .slot_life import DEFINITION, set_slot
+from .slot_life import DEFINITION, give_trials, set_slot
 
 WORKERS = ("a", "b", "c")
 
@@ -68,9 +68,9 @@ class SlotLife(RuleBasedStateMachine):
         self.database.close()
         shutil.rmtree(self.folder)
 
-    @rule(n=st.integers(0, 6))
+    @rule(n=st.integers(1, 6))
     def extend(self, n: int) -> None:
-        self.slots.extend_to(n)
+        give_trials(self.slots, n)
         self.expected += [Expected() for _ in range(n - len(self.expected))]
 
     @rule(target=holds, worker=st.sampled_from(WORKERS))

@@ -15,7 +15,7 @@ from dlnn_search.storage.slots import LEASE_SECONDS, LostLeaseError, Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of
+from .slot_life import DEFINITION, claimed, give_trials, let_the_lease_end, note_config, row_of
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def slots(database: Database, study_id: int) -> Slots:
 
 
 def test_a_budget_grows_and_never_shrinks(database: Database, slots: Slots) -> None:
-    for asked, held in ((2, 2), (5, 5), (3, 5), (0, 5)):
-        slots.extend_to(asked)
+    for asked, held in ((2, 2), (5, 5), (3, 5), (1, 5)):
+        give_trials(slots, asked)
         with database.transaction() as connection:
             n_slots = connection.scalar(sa.select(sa.func.count()).select_from(schema.slots))
         assert n_slots == held
@@ -40,8 +40,8 @@ def test_studies_of_one_database_have_budgets_of_their_own(
     database: Database, slots: Slots
 ) -> None:
     other = Slots(database, register(database, "other-study", DEFINITION).id)
-    slots.extend_to(1)
-    other.extend_to(1)
+    give_trials(slots, 1)
+    give_trials(other, 1)
     mine, others = claimed(slots), claimed(other)
     assert mine.id != others.id
     assert slots.claim("w") is None
@@ -53,7 +53,7 @@ def test_studies_of_one_database_have_budgets_of_their_own(
 
 
 def test_slots_are_claimed_by_number_but_begun_ones_first(database: Database, slots: Slots) -> None:
-    slots.extend_to(3)
+    give_trials(slots, 3)
     first, second = claimed(slots), claimed(slots)
     assert (first.number, second.number) == (0, 1)
     slots.begin(second, trial_id=77, trial_number=4)
@@ -67,7 +67,7 @@ def test_slots_are_claimed_by_number_but_begun_ones_first(database: Database, sl
 
 
 def test_a_released_slot_keeps_its_trial_and_counts_no_loss(slots: Slots) -> None:
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = claimed(slots)
     slots.begin(slot, trial_id=7, trial_number=0)
     slots.release(slot)
@@ -76,7 +76,7 @@ def test_a_released_slot_keeps_its_trial_and_counts_no_loss(slots: Slots) -> Non
 
 
 def test_a_held_slot_is_not_claimed_until_its_lease_ends(database: Database, slots: Slots) -> None:
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = claimed(slots)
     assert slots.claim("other") is None
     let_the_lease_end(database, slot)
@@ -88,7 +88,7 @@ def test_a_held_slot_is_not_claimed_until_its_lease_ends(database: Database, slo
 def test_each_sign_of_progress_prolongs_the_lease(
     database: Database, slots: Slots, call: str
 ) -> None:
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = claimed(slots)
     let_the_lease_end(database, slot)
     calls: dict[str, Callable[[], object]] = {
@@ -107,7 +107,7 @@ def test_each_sign_of_progress_prolongs_the_lease(
 def test_a_study_sets_the_length_of_its_leases(
     database: Database, slots: Slots, study_id: int
 ) -> None:
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = claimed(slots)
     set_lease_seconds(database, study_id, 5000.0)
     slots.renew(slot)
@@ -123,7 +123,7 @@ def test_a_study_sets_the_length_of_its_leases(
 def test_a_worker_that_was_fenced_off_changes_nothing(
     database: Database, slots: Slots, call: str
 ) -> None:
-    slots.extend_to(1)
+    give_trials(slots, 1)
     old = claimed(slots, "old")
     let_the_lease_end(database, old)
     claimed(slots, "new")
@@ -146,7 +146,7 @@ def test_a_worker_that_was_fenced_off_changes_nothing(
 
 @pytest.mark.parametrize("call", ["renew", "settle", "release", "add_points"])
 def test_a_settled_slot_is_settled_for_good(database: Database, slots: Slots, call: str) -> None:
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = claimed(slots)
     slots.settle(slot, "pruned", value=0.5, best_epoch=3, reason="slow")
     before = row_of(database, slot)
@@ -169,7 +169,7 @@ def test_a_settled_slot_is_settled_for_good(database: Database, slots: Slots, ca
 
 
 def test_what_a_dead_worker_held_is_open_at_once_and_counts_as_a_loss(slots: Slots) -> None:
-    slots.extend_to(2)
+    give_trials(slots, 2)
     dead, living = claimed(slots, "dead"), claimed(slots, "living")
     slots.release_of_dead("dead")
     again = claimed(slots, "new")
@@ -182,7 +182,7 @@ def test_what_a_dead_worker_held_is_open_at_once_and_counts_as_a_loss(slots: Slo
 def test_a_worker_that_is_only_taken_for_dead_loses_its_slot_before_it_is_claimed(
     slots: Slots,
 ) -> None:
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = claimed(slots, "hung")
     slots.release_of_dead("hung")
     with pytest.raises(LostLeaseError):
@@ -191,7 +191,7 @@ def test_a_worker_that_is_only_taken_for_dead_loses_its_slot_before_it_is_claime
 
 
 def test_an_outcome_is_untold_until_it_is_marked(slots: Slots) -> None:
-    slots.extend_to(3)
+    give_trials(slots, 3)
     told, untold, without_trial = claimed(slots), claimed(slots), claimed(slots)
     for slot, trial_id in ((told, 11), (untold, 12)):
         slots.begin(slot, trial_id, slot.number)
@@ -209,10 +209,10 @@ def test_an_outcome_is_untold_until_it_is_marked(slots: Slots) -> None:
 
 def test_a_budget_is_used_up_when_every_slot_is_settled(slots: Slots) -> None:
     assert slots.all_done()
-    slots.extend_to(2)
+    give_trials(slots, 2)
     for outcome in ("failed", "complete"):
         assert not slots.all_done()
         slots.settle(claimed(slots), outcome)
     assert slots.all_done()
-    slots.extend_to(3)
+    give_trials(slots, 3)
     assert not slots.all_done()

@@ -14,7 +14,7 @@ from dlnn_search.storage.slots import LostLeaseError, Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import last_events
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, row_of
+from .slot_life import DEFINITION, claimed, give_trials, let_the_lease_end, row_of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def study_id(database: Database) -> int:
 @pytest.fixture
 def slots(database: Database, study_id: int) -> Slots:
     slots = Slots(database, study_id)
-    slots.extend_to(2)
+    give_trials(slots, 2)
     return slots
 
 
@@ -112,7 +112,7 @@ def test_a_worker_whose_clock_is_wrong_keeps_its_lease_and_takes_no_others(
 def test_three_bugs_in_a_row_over_all_workers_stop_the_study_once(
     database: Database, slots: Slots, study_id: int
 ) -> None:
-    slots.extend_to(12)
+    give_trials(slots, 12)
 
     def end(worker: str, failure: str | None) -> bool:
         outcome = "complete" if failure is None else "failed"

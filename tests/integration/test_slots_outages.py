@@ -14,7 +14,7 @@ from dlnn_search.storage.slots import LostLeaseError, Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import last_events
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, set_study
+from .slot_life import DEFINITION, claimed, give_trials, let_the_lease_end, set_study
 
 if TYPE_CHECKING:
     from tests.conftest import RestartablePostgresql
@@ -43,7 +43,7 @@ def test_after_an_outage_expired_leases_are_left_alone_for_the_time_of_one(
 ) -> None:
     study_id = register(database, "some-study", DEFINITION).id
     slots = Slots(database, study_id)
-    slots.extend_to(1)
+    give_trials(slots, 1)
     held = claimed(slots, "living")
     see_an_outage(database)
     let_the_lease_end(database, held)
@@ -61,7 +61,7 @@ def test_after_an_outage_expired_leases_are_left_alone_for_the_time_of_one(
 
 def test_who_has_seen_no_outage_takes_what_has_expired_at_once(database: Database) -> None:
     slots = Slots(database, register(database, "some-study", DEFINITION).id)
-    slots.extend_to(1)
+    give_trials(slots, 1)
     let_the_lease_end(database, claimed(slots, "dead"))
     assert claimed(slots, "idle").losses == 1
 
@@ -73,7 +73,7 @@ def test_a_server_that_restarts_costs_no_living_worker_its_slot(
     study_id = register(living, "some-study", DEFINITION).id
     set_study(living, study_id, lease_seconds=3.0)
     theirs, others = Slots(living, study_id), Slots(idle, study_id)
-    theirs.extend_to(1)
+    give_trials(theirs, 1)
     held = claimed(theirs, "living")
     assert others.claim("idle") is None
     restartable.stop()

@@ -22,7 +22,7 @@ from dlnn_search.storage.duplicates import find_duplicate, settle_like
 from dlnn_search.storage.slots import LostLeaseError, Slots
 from dlnn_search.storage.studies import register
 
-from .slot_life import DEFINITION, set_study
+from .slot_life import DEFINITION, give_trials, set_study
 
 #: Imported once for all processes, which takes most of a process's start.
 WARM = ["dlnn_search.worker.optuna_study", "alembic.command", "psycopg", "pytest"]
@@ -72,14 +72,14 @@ def claim_and_settle_all(url: str, study_id: int, worker: str) -> list[int]:
 def extend(url: str, study_id: int, n_slots: int) -> None:
     database = open_database(url, create=False)
     _barrier.wait()
-    Slots(database, study_id).extend_to(n_slots)
+    give_trials(Slots(database, study_id), n_slots)
     database.close()
 
 
 def test_sixteen_processes_claim_each_of_eighty_slots_exactly_once(
     database: Database, slots: Slots, study_id: int
 ) -> None:
-    slots.extend_to(80)
+    give_trials(slots, 80)
     shares = in_processes(
         claim_and_settle_all, [(database.url, study_id, f"w{n}") for n in range(16)]
     )
@@ -121,7 +121,7 @@ def lose_every_third(url: str, study_id: int, worker: str) -> list[int]:
 def test_slots_that_eight_processes_lose_are_each_settled_once_all_the_same(
     database: Database, slots: Slots, study_id: int
 ) -> None:
-    slots.extend_to(40)
+    give_trials(slots, 40)
     set_study(database, study_id, lease_seconds=0.3)
     shares = in_processes(lose_every_third, [(database.url, study_id, f"w{n}") for n in range(8)])
     assert Counter(number for share in shares for number in share) == Counter(range(40))
@@ -159,7 +159,7 @@ def train_choices(url: str, study_id: int, worker: str) -> list[str]:
 def test_of_three_configs_in_ten_slots_each_is_trained_once_by_five_processes(
     database: Database, slots: Slots, study_id: int
 ) -> None:
-    slots.extend_to(10)
+    give_trials(slots, 10)
     shares = in_processes(train_choices, [(database.url, study_id, f"w{n}") for n in range(5)])
     assert sorted(config for share in shares for config in share) == [
         f"config {n}" for n in range(3)

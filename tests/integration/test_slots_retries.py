@@ -17,7 +17,15 @@ from dlnn_search.storage.slots import LostLeaseError, Slots, new_token
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import last_events
 
-from .slot_life import DEFINITION, claimed, let_the_lease_end, note_config, row_of, set_slot
+from .slot_life import (
+    DEFINITION,
+    claimed,
+    give_trials,
+    let_the_lease_end,
+    note_config,
+    row_of,
+    set_slot,
+)
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def study_id(database: Database) -> int:
 @pytest.fixture
 def slots(database: Database, study_id: int) -> Slots:
     slots = Slots(database, study_id)
-    slots.extend_to(3)
+    give_trials(slots, 3)
     return slots
 
 

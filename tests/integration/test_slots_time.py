@@ -18,6 +18,7 @@ from dlnn_search.storage.trials import Point, add_points
 from .slot_life import (
     DEFINITION,
     claimed,
+    give_trials,
     let_the_lease_end,
     note_config,
     set_slot,
@@ -33,7 +34,7 @@ def study_id(database: Database) -> int:
 @pytest.fixture
 def slots(database: Database, study_id: int) -> Slots:
     slots = Slots(database, study_id)
-    slots.extend_to(4)
+    give_trials(slots, 4)
     return slots
 
 
@@ -181,7 +182,7 @@ def test_two_workers_that_end_at_the_same_moment_lose_no_wall_time(
     database = postgresql_database
     study_id = register(database, "some-study", DEFINITION).id
     slots = Slots(database, study_id)
-    slots.extend_to(3)
+    give_trials(slots, 3)
     one, other = claimed(slots, "a"), claimed(slots, "b")
     set_study(database, study_id, active_since=now() - 100)
     second = open_database(database.url, create=False)
@@ -247,7 +248,7 @@ def test_worker_hours_that_are_used_up_give_no_slot_until_they_are_extended(
 def test_a_claim_takes_milliseconds_among_ten_thousand_slots(
     database: Database, slots: Slots, study_id: int
 ) -> None:
-    slots.extend_to(10_000)
+    give_trials(slots, 10_000)
     forever = Budget(wall_seconds=1e9, worker_seconds=1e9, deadline_at=1e12)
     extend_budget(database, study_id, forever)
     if database.engine.dialect.name == "postgresql":

@@ -24,6 +24,8 @@ from dlnn_search.storage.trials import Point, add_points, curve_of_slot
 from dlnn_search.storage.workers import WorkerRow, new_worker_name
 from dlnn_search.study import Halving, Quick, RandomSearch, Study
 
+from .slot_life import give_trials
+
 SOURCE = '''\
 """A study for tests."""
 
@@ -56,7 +58,7 @@ def a_study(source: str = SOURCE, **changes: Any) -> Study:
 @pytest.fixture
 def slot(database: Database) -> Slot:
     slots = Slots(database, register(database, "some-study", a_study().definition()).id)
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = slots.claim("w")
     assert slot is not None
     return slot
@@ -219,7 +221,7 @@ class TestDefinitions:
         study = study.quick_version() if quick else study
         study_id = register(database, study.name, study.definition()).id
         slots = Slots(database, study_id)
-        slots.extend_to(1)
+        give_trials(slots, 1)
         slot = slots.claim("worker")
         if slot is not None:
             complete_a_trial(database, slots, slot, study.name)
@@ -273,7 +275,7 @@ class TestDefinitions:
         old = a_study().definition()
         old["settings"]["sampler"] = "Tpe(n_startup_trials=10)"  # as version 0.1 stored it
         slots = Slots(database, register(database, "some-study", old).id)
-        slots.extend_to(1)
+        give_trials(slots, 1)
         slot = slots.claim("worker")
         assert slot is not None
         complete_a_trial(database, slots, slot, "some-study")

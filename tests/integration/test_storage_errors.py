@@ -39,6 +39,8 @@ from dlnn_search.study import Study
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker
 
+from .slot_life import give_trials
+
 PASSWORD = "s3cret{word}"
 AND_QUOTED = "s3cret%7Bword%7D"
 
@@ -375,7 +377,7 @@ class TestVersions:
         for create in (True, True, False):
             database = open_database(address, create=create)
             slots = Slots(database, register(database, "some-study", DEFINITION).id)
-            slots.extend_to(2)
+            give_trials(slots, 2)
             database.close()
         database = open_database(address, create=False)
         assert [slot.number for slot in iter(lambda: claim(database), None)] == [0, 1]
@@ -387,7 +389,7 @@ DEFINITION = {"settings": {"metric": "loss", "direction": "minimize"}, "code": "
 
 def slots_of(database: Database) -> Slots:
     slots = Slots(database, register(database, "some-study", DEFINITION).id)
-    slots.extend_to(1)
+    give_trials(slots, 1)
     return slots
 
 
@@ -514,7 +516,8 @@ class TestWorkers:
 
         study = Study(space=space, data=Mnist(), minimize="loss", name="some-study")
         open_optuna_study(study, database)
-        Slots(database, register(database, study.name, study.definition()).id).extend_to(2)
+        slots = Slots(database, register(database, study.name, study.definition()).id)
+        give_trials(slots, 2)
         with pytest.raises(DlnnSearchError) as caught:
             run_worker(study, database, name="w")
         assert_no_password(caught.value)

@@ -26,7 +26,7 @@ from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.reports import epochs_to_report
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import note_config
+from .slot_life import give_trials, note_config
 
 N_WORKERS = 16
 N_TRIALS = 48
@@ -60,7 +60,7 @@ def work(url: str) -> tuple[int, float]:
     database = open_database(url, create=True)
     stored = register(database, STUDY.name, STUDY.definition())
     slots = Slots(database, stored.id)
-    slots.extend_to(N_TRIALS)
+    give_trials(slots, N_TRIALS)
     trials = open_optuna_study(STUDY, database)
     worker_row = WorkerRow(database, stored.id)
     n_trials, longest = 0, 0.0

@@ -26,6 +26,8 @@ from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_op
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
+from .slot_life import give_trials
+
 
 def space(trial: optuna.Trial) -> Config:
     rate = trial.suggest_float("rate", 1e-5, 1e-1, log=True)
@@ -43,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("optuna_way")
 @pytest.fixture
 def slots(database: Database) -> Slots:
     slots = Slots(database, register(database, STUDY.name, STUDY.definition()).id)
-    slots.extend_to(12)
+    give_trials(slots, 12)
     return slots
 
 

@@ -23,6 +23,8 @@ from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import register
 from dlnn_search.storage.workers import WorkerRow, last_events
 
+from .slot_life import give_trials
+
 DEFINITION = {"settings": {"metric": "loss", "direction": "minimize"}, "code": ""}
 
 
@@ -57,7 +59,7 @@ class Case:
         self.away: list[float] = []
         self.database = database
         self.study_id = register(database, "mine", DEFINITION).id
-        Slots(database, self.study_id).extend_to(5)
+        give_trials(Slots(database, self.study_id), 5)
         self.folder = folder
 
     def run(
@@ -138,7 +140,7 @@ def test_workers_that_are_killed_while_trials_are_finished_are_no_crash_loop(
                 )
         return fake
 
-    Slots(case.database, case.study_id).extend_to(40)
+    give_trials(Slots(case.database, case.study_id), 40)
     monkeypatch.setattr(module, "Started", born)
     monkeypatch.setattr(module, "LONGEST_BACK_OFF_SECONDS", 0.01)
     codes = [-9] * 30 + [0]
@@ -155,12 +157,15 @@ def test_the_others_go_on_where_one_place_is_given_up(case: Case) -> None:
 
     def end_the_first() -> None:
         nonlocal done
-        if not done and any("stays empty" in words for words in case.said):
+        if not done and any("is not started again" in words for words in case.said):
             done = True
             Fake.made[0]._code = 0
 
     assert case.run([None, 1], n_seats=2, tick=end_the_first)
-    assert any("1 others go on" in words or "stays empty" in words for words in case.said)
+    assert any(
+        "1 other worker continues" in words or "is not started again" in words
+        for words in case.said
+    )
     assert len(Fake.made) == 1 + 5
 
 

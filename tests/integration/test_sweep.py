@@ -15,7 +15,7 @@ from dlnn_search.worker import reports as module
 from dlnn_search.worker.optuna_study import SLOT_ATTRIBUTE, begin_trial, open_optuna_study
 from dlnn_search.worker.reports import sweep
 
-from .slot_life import claimed, let_the_lease_end
+from .slot_life import claimed, give_trials, let_the_lease_end
 from .trials_of_a_study import study_of
 
 STUDY = study_of()
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("optuna_way")
 @pytest.fixture
 def slots(database: Database) -> Slots:
     slots = Slots(database, register(database, STUDY.name, STUDY.definition()).id)
-    slots.extend_to(6)
+    give_trials(slots, 6)
     return slots
 
 

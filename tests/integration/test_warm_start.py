@@ -30,6 +30,7 @@ from dlnn_search.worker.first_trials import example_config
 from dlnn_search.worker.joining import converged_words, settle, stop_if_converged
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
+from .slot_life import give_trials
 from .test_confirmation import work_off
 
 
@@ -65,7 +66,7 @@ TARGET = dataclasses.replace(SOURCE, space=narrower, name="target")
 
 def warmed(database: Database, wanted: WarmStart, n_trials: int = 10) -> list[str]:
     stored = register(database, TARGET.name, TARGET.definition())
-    Slots(database, stored.id).extend_to(n_trials)
+    give_trials(Slots(database, stored.id), n_trials)
     optuna_study = open_optuna_study(TARGET, database)
     return warm_start(TARGET, database, stored, optuna_study, wanted, example_config(TARGET))
 
@@ -173,7 +174,7 @@ def search(database: Database, study: Study, n: int, noise: float) -> StoredStud
     """Settle trials of a bowl in three dimensions, with curves that wobble by `noise`."""
     stored = register(database, study.name, study.definition())
     slots = Slots(database, stored.id)
-    slots.extend_to(10 * n)
+    give_trials(slots, 10 * n)
     optuna_study = open_optuna_study(study, database)
     random = np.random.default_rng(0)
     for _ in range(n):

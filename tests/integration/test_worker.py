@@ -19,13 +19,15 @@ from optuna.trial import TrialState
 
 from dlnn_search.config import Config, Dense, Mlp, Mnist, Training
 from dlnn_search.errors import DataError, ExitCode, StudyError
+from dlnn_search.results.advice import Facts, advice
+from dlnn_search.results.status import study_status
 from dlnn_search.storage import schema
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
-from dlnn_search.storage.control import go_on, is_first, orders, set_control
+from dlnn_search.storage.control import go_on, is_first, keep_trial_timeout, orders, set_control
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.schema import now
 from dlnn_search.storage.slots import Slots
-from dlnn_search.storage.studies import register
+from dlnn_search.storage.studies import look_up, register
 from dlnn_search.storage.trials import Point, curve_of_slot, replace_curve
 from dlnn_search.storage.workers import last_events
 from dlnn_search.study import RandomSearch, Study
@@ -37,7 +39,7 @@ from dlnn_search.worker.interruption import GRACE_SECONDS
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.worker import run_worker
 
-from .slot_life import claimed, set_study
+from .slot_life import claimed, give_trials, set_study
 from .trials_of_a_study import DATA, study_of
 
 EPOCHS = 6
@@ -51,7 +53,7 @@ class Begun:
         self.study = study
         self.id = register(database, study.name, study.definition()).id
         self.slots = Slots(database, self.id)
-        self.slots.extend_to(n_slots)
+        give_trials(self.slots, n_slots)
         self.optuna_study = open_optuna_study(study, database)
 
     def work(self, name: str = "worker") -> int:
@@ -290,6 +292,61 @@ def test_a_budget_of_time_that_is_used_up_keeps_the_epoch_and_ends_the_worker(
     begun.assert_all_done()
 
 
+@pytest.fixture
+def alone(sqlite_database: Database) -> Begun:
+    return Begun(sqlite_database, study_of(epochs=EPOCHS), n_slots=1)
+
+
+def test_a_trial_that_trains_too_long_is_pruned_within_its_epoch_with_its_best_one(
+    alone: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit comes while it trains, as of a start on another machine."""
+    at_epochs(monkeypatch, {4: lambda: keep_trial_timeout(alone.database, alone.id, 1.0)}, slow=4)
+    assert alone.work() == ExitCode.DONE
+    (row,) = alone.rows()
+    losses = {point.epoch: point.metrics["loss"] for point in curve_of_slot(alone.database, row.id)}
+    assert list(losses) == [1, 2, 3]  # none is lost, none is half
+    assert (row.outcome, row.failure, row.value) == ("pruned", None, min(losses.values()))
+    assert row.value == losses[row.best_epoch]
+    assert row.reason == "Stopped after 1 s by --trial-timeout; 3 epochs were finished."
+    (trial,) = alone.optuna_study.trials
+    assert (trial.state, trial.value) == (TrialState.PRUNED, losses[3])
+    alone.assert_all_done()
+
+
+def test_a_trial_without_an_epoch_in_time_fails_and_says_what_to_do(
+    alone: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_trial_timeout(alone.database, alone.id, 1.0)
+    at_epochs(monkeypatch, {}, slow=1)
+    assert alone.work() == ExitCode.DONE
+    (row,) = alone.rows()
+    assert (row.outcome, row.failure, row.value) == ("failed", "timeout", None)
+    assert "did not end within 1 s" in row.reason and "--trial-timeout" in row.reason
+    assert alone.optuna_study.trials[0].user_attrs["failure"] == "timeout"
+    status = study_status(alone.database, look_up(alone.database, alone.study.name))
+    assert status.trial_timeout_seconds == 1.0
+    sentences = advice(Facts(status))
+    assert any("raise --trial-timeout" in sentence for sentence in sentences)
+
+
+def test_the_time_of_earlier_holders_counts_towards_a_trials_limit(
+    alone: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = fit_module._Run.epoch
+
+    def half_an_hour(run: fit_module._Run, number: int) -> Epoch:
+        return dataclasses.replace(train(run, number), seconds=1_800.0)
+
+    monkeypatch.setattr(fit_module._Run, "epoch", half_an_hour)
+    keep_trial_timeout(alone.database, alone.id, 3_601.0)
+    trained = at_epochs(monkeypatch, {2: lambda: os.kill(os.getpid(), signal.SIGINT)}, slow=3)
+    assert alone.work() == ExitCode.INTERRUPTED
+    assert (trained, alone.rows()[0].state) == ([1, 2], "open")
+    assert alone.work("next") == ExitCode.DONE  # an hour, and a second of the third epoch
+    assert (alone.rows()[0].outcome, alone.epochs()) == ("pruned", [1, 2])
+
+
 def test_a_worker_that_lost_its_slot_drops_its_work_with_one_word(
     begun: Begun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -501,7 +558,7 @@ def test_choices_of_numpy_serve_a_later_worker_and_a_tuple_in_a_new_branch_is_na
     )
     begun = Begun(sqlite_database, study, n_slots=3)
     assert begun.work() == ExitCode.DONE
-    begun.slots.extend_to(12)
+    give_trials(begun.slots, 12)
     later = open_database(
         sqlite_database.url, create=False
     )  # as another process: Optuna's memory begins anew

@@ -21,6 +21,8 @@ from dlnn_search.worker.interruption import Interruption
 from dlnn_search.worker.optuna_study import open_optuna_study
 from dlnn_search.worker.verdict import Verdict
 
+from .slot_life import give_trials
+
 EPOCHS = 12
 
 
@@ -78,7 +80,7 @@ class Searched:
     def open(cls, database: Database, study: Study, n_slots: int = 3) -> Searched:
         stored = register(database, study.name, study.definition())
         slots = Slots(database, stored.id)
-        slots.extend_to(n_slots)
+        give_trials(slots, n_slots)
         worker_row = WorkerRow(database, stored.id)
         trials = open_optuna_study(study, database)
         return cls(Search(study, stored, database, trials, slots, worker_row, Interruptible()))

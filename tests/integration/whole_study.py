@@ -22,7 +22,7 @@ from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
 
-from .slot_life import note_config
+from .slot_life import give_trials, note_config
 
 
 def space(trial: optuna.Trial) -> Config:
@@ -58,7 +58,7 @@ def fill(database: Database, name: str = "some-study") -> int:
     trials = open_optuna_study(study, database)
     trials.set_user_attr("who", "somebody")
     slots = Slots(database, study_id)
-    slots.extend_to(8)
+    give_trials(slots, 8)
     outcomes: tuple[Any, ...] = ("complete", "pruned", "failed", None, "given back")
     for number, outcome in enumerate(outcomes):
         slot = slots.claim("w")

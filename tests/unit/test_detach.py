@@ -37,7 +37,7 @@ def test_one_that_was_killed_is_found_no_more(tmp_path: Path) -> None:
             assert file.running() == Background(holder.pid, "some.log")
             assert PidFile(tmp_path, "other").running() is None
             with (
-                pytest.raises(StorageError, match="Another process"),
+                pytest.raises(StorageError, match=f"Process {holder.pid} already searches"),
                 file.held(Path("second.log")),
             ):
                 raise AssertionError("two hold the same lock")

@@ -26,6 +26,7 @@ from dlnn_search.storage.database import sqlite
 from dlnn_search.storage.database.outages import Reach, retry, tell_errors_at_their_source
 from dlnn_search.storage.database.outages import shown as shown
 from dlnn_search.storage.database.outages import storage_errors as storage_errors
+from dlnn_search.storage.database.outages import without_secrets as without_secrets
 from dlnn_search.storage.optuna import rdb_storage
 
 DEFAULT_URL = "sqlite:///storage/data/dlnn.db"

@@ -244,6 +244,11 @@ def shown(url: str) -> str:
     return parsed.set(query=query).render_as_string(hide_password=True)
 
 
+def without_secrets(url: str) -> str:
+    """Return an address without its password that opens the database where that is elsewhere."""
+    return shown(url).replace(":***@", "@")
+
+
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
     """Turn the database's errors into one message that holds no password.
