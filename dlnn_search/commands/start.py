@@ -31,6 +31,7 @@ from dlnn_search.results.status import StudyStatus, study_status
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
 from dlnn_search.storage.control import go_on, kept_rate, set_lease_seconds, set_reuse
 from dlnn_search.storage.database import Database, open_database, storage_errors
+from dlnn_search.storage.database.known import remember_database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
 from dlnn_search.storage.workers import dead_workers, looked_after, orphans
@@ -272,6 +273,7 @@ def _prepared(
         stored = register(
             database, study.name, study.definition(), file=study.file, fresh=wishes.fresh, say=say
         )
+        remember_database(url)
         optuna_study = open_optuna_study(study, database)
         if wishes.sampler is not None:
             with storage_errors(database.url):

@@ -31,6 +31,7 @@ COMMANDS = {
     "storage info": [],
     "storage backup": ["--all", "-o", "OUT/backup.zip"],
     "studies": [],
+    "studies --all": [],
 }
 #: Root writes where nobody else may: for it the folder is mounted to read only.
 MOUNTED = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && cd "$0" && exec "$@"'
