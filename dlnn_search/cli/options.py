@@ -52,7 +52,7 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         metavar="URL",
-        help="The database: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME. Defaults to "
+        help="Database: sqlite:///FILE or postgresql://USER@HOST/NAME. Defaults to "
         "$DLNN_SEARCH_STORAGE, then to storage/data/dlnn.db in this folder.",
     ),
 ]
@@ -122,7 +122,7 @@ def _option_row(option: Any) -> tuple[str, str]:
     if not option.is_flag:
         names += f" {option.metavar}"
     words = option.help or ""
-    if option.default not in (None, True, False) and option.show_default:
+    if isinstance(option.default, str | int | float) and not isinstance(option.default, bool):
         words += f" Defaults to {option.default}."
     return names, words
 
