@@ -28,6 +28,7 @@ RUN cd /opt/dlnn-search/lib/python3*/site-packages \
  && find . -type d -name tests -not -path './tensorflow/*' -prune -exec rm -rf {} +
 COPY README.md LICENSE ./
 COPY studies ./studies
+COPY docs ./docs
 COPY dlnn_search ./dlnn_search
 RUN /opt/installer/bin/uv pip install --quiet --python /opt/dlnn-search/bin/python --no-deps . \
  && rm -f /opt/dlnn-search/.lock

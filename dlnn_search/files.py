@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and what checkpoints are called."""
+"""Files: written whole or not at all, what checkpoints are called, what comes with the package."""
 
 from __future__ import annotations
 
@@ -78,3 +78,24 @@ def is_cut_off(path: Path) -> bool:
 def slot_path(lasting_name: str, slot_number: int) -> str:
     """Return where a slot's checkpoint lies within a files folder."""
     return f"{CHECKPOINTS}/{lasting_name}/{slot_number}/{CHECKPOINT}"
+
+
+def shipped(name: str) -> Path:
+    """Return a folder that comes with the product, `studies` or `docs`: in a wheel or checkout."""
+    package = Path(__file__).parent
+    installed = package / f"_{name}"
+    return installed if installed.is_dir() else package.parent / name
+
+
+def study_name(path: Path) -> str:
+    """Return what a study file calls its study."""
+    return path.stem.replace("_", "-").lower()
+
+
+def study_files(folder: Path) -> dict[str, Path]:
+    """Return a folder's study files by the names of their studies, sorted."""
+    return {
+        study_name(path): path
+        for path in sorted(folder.glob("*.py"))
+        if not path.stem.startswith("_")
+    }

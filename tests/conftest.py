@@ -28,6 +28,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts what runs in the background deaf to Ctrl-C, which the tests' programs inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# No test adds to the list of databases that the user of this machine has searched in.
+os.environ["XDG_STATE_HOME"] = os.devnull
 
 #: Whole searches, killed processes, and the same on many databases: `.ci/run` has time for them.
 SLOW = (

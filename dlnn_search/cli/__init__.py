@@ -6,12 +6,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from dlnn_search._version import __version__
 from dlnn_search.cli import control as cli_control
@@ -19,11 +18,13 @@ from dlnn_search.cli import groups
 from dlnn_search.cli import insight as cli_insight
 from dlnn_search.cli import results as cli_results
 from dlnn_search.cli import search as cli_search
+from dlnn_search.cli.options import HelpCommand, HelpGroup
 from dlnn_search.errors import DlnnSearchError, ExitCode
+from dlnn_search.files import shipped
 from dlnn_search.secret import STORAGE_PASSWORD, hidden, taken_off_command_line
 
 
-class _Group(TyperGroup):
+class _Group(HelpGroup):
     """Turns errors into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -80,46 +81,57 @@ def _is_typers(error: Exception) -> bool:
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Search hyperparameters of Keras models; every worker shares one study in a database.",
+    # A help page is as wide as the terminal; typer's own limit is 80 columns.
+    context_settings={"max_content_width": 10_000},
+    help="Search the hyperparameters of Keras models, with any number of workers.",
+    epilog=f"Help on a command: dlnn-search COMMAND --help\nDocumentation: {shipped('docs')}",
 )
-app.add_typer(groups.data_app, name="data", help="Data sets: list, prepare, import, preview.")
+#: The commands as the help lists them.
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Search": (
+        cli_search.studies,
+        cli_search.new,
+        cli_search.validate,
+        cli_search.doctor,
+        cli_search.start,
+        cli_search.worker,
+        cli_insight.lr_range,
+    ),
+    "Steer": (
+        cli_control.status,
+        cli_search.dashboard,
+        cli_control.logs,
+        cli_control.pause,
+        cli_control.resume,
+        cli_control.stop,
+        cli_control.rename,
+        cli_control.delete,
+    ),
+    "Results": (
+        cli_results.trials,
+        cli_results.best,
+        cli_insight.confirm,
+        cli_results.export,
+        cli_results.evaluate,
+        cli_results.predict,
+        cli_insight.importance,
+        cli_insight.regions,
+        cli_insight.plots,
+        cli_insight.compare,
+        cli_insight.retune,
+        cli_results.crossvalidate,
+        cli_results.ledger,
+    ),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(cls=HelpCommand, rich_help_panel=panel)(command)
+app.add_typer(groups.data_app, name="data", help="Manage the data sets.", rich_help_panel="Data")
 app.add_typer(
-    groups.storage_app, name="storage", help="The trials database: back up, restore, move."
+    groups.storage_app, name="storage", help="Manage the database.", rich_help_panel="Storage"
 )
-# In the order of a search's life: the help lists them so.
-for command in (
-    cli_search.studies,
-    cli_search.start,
-    cli_control.status,
-    cli_control.pause,
-    cli_control.resume,
-    cli_control.stop,
-    cli_control.logs,
-    cli_control.rename,
-    cli_control.delete,
-    cli_results.trials,
-    cli_results.best,
-    cli_insight.regions,
-    cli_search.dashboard,
-    cli_insight.confirm,
-    cli_insight.retune,
-    cli_results.export,
-    cli_results.evaluate,
-    cli_results.ledger,
-    cli_search.validate,
-    cli_insight.lr_range,
-    cli_insight.importance,
-    cli_insight.compare,
-    cli_insight.plots,
-    cli_results.crossvalidate,
-    cli_results.predict,
-    cli_search.worker,
-    cli_search.doctor,
-):
-    app.command()(command)
 
 
 def _version(wanted: bool) -> None:
@@ -130,9 +142,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Read the options before the command."""

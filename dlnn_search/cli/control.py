@@ -6,12 +6,19 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlnn_search.cli.options import StorageOption, make_console, open_known, storage_words
+from dlnn_search.cli.options import (
+    StorageOption,
+    complete_studies,
+    elsewhere_words,
+    make_console,
+    open_any,
+    open_study,
+    storage_words,
+)
 from dlnn_search.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,34 +36,42 @@ WATCH_SECONDS = 1.0
 ADVICE_SECONDS = 15.0
 
 StartedStudy = Annotated[
-    str, typer.Argument(metavar="STUDY", help="The name (or file) of a study that was started.")
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="Name (or file) of a study in the database.",
+        autocompletion=complete_studies,
+    ),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 def status(
     study: Annotated[
         str | None,
-        typer.Argument(metavar="[STUDY]", help="One study closely; without it all in a table."),
+        typer.Argument(
+            metavar="STUDY",
+            help="Name (or file) of a study. Defaults to a table of all studies.",
+            autocompletion=complete_studies,
+        ),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Draw it anew each second, until the study ends.")
+        bool, typer.Option("--watch", help="Show it again every second until the study ends.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="For programs; docs/status.md tells the fields.")
+        bool, typer.Option("--json", help="Print JSON. docs/status.md explains the fields.")
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Show workers, budget, best trial and what is wrong, from any machine."""
+    """Show progress, workers, the best trial and advice."""
     if watch and as_json:
         raise UsageError("Expected --watch or --json, got both: call --json again and again.")
     if watch and study is None:
         raise UsageError("Expected a study with --watch: dlnn-search status STUDY --watch")
-    with open_known("status", storage) as database:
-        if study is None:
-            _show_all(database, as_json)
-            return
-        stored = _look_up(database, study)
+    if study is None:
+        _show_all(as_json, storage)
+        return
+    with open_study("status", study, storage, whole=False) as (database, stored):
         if as_json:
             import json
 
@@ -75,29 +90,34 @@ def status(
         console.print(shown, markup=False)
 
 
-def _show_all(database: Database, as_json: bool) -> None:
+def _show_all(as_json: bool, storage: str | None) -> None:
     from dlnn_search.results.status import study_status
     from dlnn_search.storage.halves import lost_words
     from dlnn_search.storage.studies import all_studies
 
-    studies = all_studies(database)
-    if as_json:
-        import json
+    with open_any("status", storage) as database:
+        studies = all_studies(database)
+        if as_json:
+            import json
 
-        from dlnn_search.report.live import status_json
+            from dlnn_search.report.live import status_json
 
-        print(json.dumps([status_json(*_look(database, stored)) for stored in studies], indent=2))
-        return
-    from dlnn_search.report.live import studies_table
+            looked = [status_json(*_look(database, stored)) for stored in studies]
+            print(json.dumps(looked, indent=2))
+            return
+        from dlnn_search.report.live import studies_table
 
-    console = make_console()
-    console.print(studies_table([study_status(database, stored) for stored in studies]))
-    for stored in studies:
-        lost = lost_words(database, stored.id, stored.name)
-        if lost is not None:
-            console.print(f"\n{lost}", style="bold yellow", markup=False, soft_wrap=True)
+        console = make_console()
+        console.print(studies_table([study_status(database, stored) for stored in studies]))
+        for stored in studies:
+            lost = lost_words(database, stored.id, stored.name)
+            if lost is not None:
+                console.print(f"\n{lost}", style="bold yellow", markup=False, soft_wrap=True)
     if studies:
-        console.print("\nOne closely: dlnn-search status STUDY [--watch]", markup=False)
+        where = storage_words(storage)
+        print(f"\nOne study in detail: dlnn-search status {studies[0].name}{where}")
+    if others := elsewhere_words("status", storage):
+        print(f"\n{others}")
 
 
 def _look(
@@ -156,34 +176,33 @@ def _watch(console: Console, database: Database, stored: StoredStudy) -> None:
 def stop(
     study: StartedStudy,
     now: Annotated[
-        bool, typer.Option("--now", help="Keep checkpoints and give the trials back, at once.")
+        bool, typer.Option("--now", help="Stop at once. The trials continue at the next start.")
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Let the workers of a study, on all machines, finish their trials and end."""
+    """Stop all workers of a study when their trials end."""
     reason = f"'dlnn-search stop{' --now' if now else ''}' on {socket.gethostname()}."
-    _ask(study, "stop_now" if now else "stop", reason, storage)
+    _ask("stop", study, "stop_now" if now else "stop", reason, storage)
 
 
 def pause(study: StartedStudy, storage: StorageOption = None) -> None:
-    """Let the workers of a study, on all machines, keep their epochs and wait."""
-    _ask(study, "pause", f"'dlnn-search pause' on {socket.gethostname()}.", storage)
+    """Pause all workers of a study."""
+    _ask("pause", study, "pause", f"'dlnn-search pause' on {socket.gethostname()}.", storage)
 
 
 def resume(study: StartedStudy, storage: StorageOption = None) -> None:
-    """Let the workers of a paused or stopped study go on."""
-    _ask(study, "run", None, storage)
+    """Let a paused or stopped study continue."""
+    _ask("resume", study, "run", None, storage)
 
 
-def _ask(study: str, control: str, reason: str | None, storage: str | None) -> None:
+def _ask(command: str, study: str, control: str, reason: str | None, storage: str | None) -> None:
     from typing import cast
 
     from dlnn_search.results.status import study_status
     from dlnn_search.storage.control import Control, set_control
 
     console = make_console()
-    with open_known("stop", storage) as database:
-        stored = _look_up(database, study)
+    with open_study(command, study, storage, whole=False) as (database, stored):
         changed = set_control(database, stored.id, cast(Control, control), reason)
         found = study_status(database, stored)
     where = storage_words(storage)
@@ -228,23 +247,28 @@ def logs(
     study: StartedStudy,
     worker: Annotated[
         str | None,
-        typer.Option("--worker", metavar="NAME", help="One worker's, as status names it."),
+        typer.Option(
+            "--worker",
+            metavar="NAME",
+            help="Only this worker, as 'status' names it. Defaults to all workers.",
+        ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--lines", help="Last lines of each log.")] = 20,
+    n: Annotated[
+        int, typer.Option("-n", "--lines", metavar="N", help="Number of last lines of each log.")
+    ] = 20,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is written, to the end.")
+        bool, typer.Option("--follow", "-f", help="Show new lines until the search ends.")
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Show what a study's workers wrote on this machine, and where the others' logs are."""
+    """Show what the workers wrote on this machine."""
     from dlnn_search.launch.detached import find_logs, last_lines
     from dlnn_search.launch.detached import follow as follow_logs
     from dlnn_search.results.status import study_status
 
     if n < 0:
         raise UsageError(f"Expected a number of lines from 0 on, got -n {n}.")
-    with open_known("logs", storage) as database:
-        stored = _look_up(database, study)
+    with open_study("logs", study, storage, whole=False) as (database, stored):
         here, elsewhere = find_logs(database, stored, worker)
         for log in here:
             print(f"==> {log.about}: {log.path}")
@@ -271,16 +295,15 @@ def logs(
 
 def rename(
     study: StartedStudy,
-    new_name: Annotated[str, typer.Argument(metavar="NEW", help="Its name from now on.")],
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="The new name.")],
     yes: YesOption = False,
     storage: StorageOption = None,
 ) -> None:
-    """Give a study another name; it goes on with the same trials and random numbers."""
+    """Rename a study. It keeps its trials."""
     from dlnn_search.commands.confirm import check_new_name
     from dlnn_search.storage.halves import check_idle, rename_study
 
-    with open_known("rename", storage) as database:
-        stored = _look_up(database, study)
+    with open_study("rename", study, storage, whole=False) as (database, stored):
         check_new_name(database, stored, new_name)
         names = check_idle(database, stored.id, stored.name)
         _ask_first(f"Rename {' and '.join(names)} to {new_name} in {database.shown}?", yes)
@@ -290,12 +313,11 @@ def rename(
 
 
 def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption = None) -> None:
-    """Delete a study with its trials, checkpoints and logs; the ledger stays."""
+    """Delete a study with its trials and checkpoints."""
     from dlnn_search.results.status import study_status
     from dlnn_search.storage.halves import check_idle, delete_study
 
-    with open_known("delete", storage) as database:
-        stored = _look_up(database, study)
+    with open_study("delete", study, storage, whole=False) as (database, stored):
         names = check_idle(database, stored.id, stored.name)
         n_done = study_status(database, stored).n_done
         also = f", and {' and '.join(name for name in names if name != stored.name)}"
@@ -323,11 +345,3 @@ def _ask_first(question: str, yes: bool) -> None:
     if not typer.confirm(question):
         print("Nothing was changed.")
         raise typer.Exit(1)
-
-
-def _look_up(database: Database, study: str) -> StoredStudy:
-    from dlnn_search.storage.studies import look_up
-
-    # A study's file is named as it, but for '-' and '_'.
-    name = Path(study).stem.replace("_", "-").lower() if study.endswith(".py") else study
-    return look_up(database, name)

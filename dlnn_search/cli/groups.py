@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlnn_search.cli.options import StorageOption, database_url_of, open_known, storage_words
+from dlnn_search.cli.options import (
+    HelpCommand,
+    HelpGroup,
+    StorageOption,
+    database_url_of,
+    open_known,
+    storage_words,
+)
 from dlnn_search.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -17,33 +24,54 @@ if TYPE_CHECKING:
     from dlnn_search.archive.backup import Copied
     from dlnn_search.config.data import Data
 
-data_app = typer.Typer(no_args_is_help=True)
-storage_app = typer.Typer(no_args_is_help=True)
+data_app = typer.Typer(cls=HelpGroup, no_args_is_help=True)
+storage_app = typer.Typer(cls=HelpGroup, no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="mnist, fashion-mnist or clocks.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="mnist, fashion-mnist or clocks.")]
 Source = Annotated[
-    str | None, typer.Option(help="Clocks: auto, course or rendered. [default: auto]")
+    str | None,
+    typer.Option(
+        "--source", metavar="NAME", help="Clocks: auto, course or rendered. Defaults to auto."
+    ),
 ]
-Size = Annotated[int | None, typer.Option(help="Clocks: edge in pixels, 32 to 300. [default: 150]")]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", metavar="N", help="Clocks: pixels per edge, from 32 to 300. Defaults to 150."
+    ),
+]
 ImagesPerTime = Annotated[
-    int | None, typer.Option(help="Rendered clocks: for each of 720 times. [default: 25]")
+    int | None,
+    typer.Option(
+        "--images-per-time",
+        metavar="N",
+        help="Rendered clocks: pictures of each of the 720 times. Defaults to 25.",
+    ),
 ]
 AzimuthSpread = Annotated[
     float | None,
-    typer.Option(help="Rendered clocks: dials turned by at most this, radians. [default: pi]"),
+    typer.Option(
+        "--azimuth-spread",
+        metavar="RADIANS",
+        help="Rendered clocks: dials are turned by at most this. Defaults to pi.",
+    ),
 ]
 Difficulty = Annotated[
     float | None,
-    typer.Option(help="Rendered clocks: 0 (plain and frontal) to 1. [default: 1]"),
+    typer.Option(
+        "--difficulty",
+        metavar="X",
+        help="Rendered clocks: from 0 (plain, seen from the front) to 1. Defaults to 1.",
+    ),
 ]
 
 #: Wide enough for any path where the table is read by a program.
 PIPE_COLUMNS = 400
 
 
-@data_app.command("list")
+@data_app.command("list", cls=HelpCommand)
 def list_data() -> None:
-    """List the data sets, and what this machine has of them."""
+    """List the data sets and what this machine has."""
     from rich.console import Console
     from rich.table import Table
 
@@ -71,7 +99,7 @@ def list_data() -> None:
     console.print(table)
 
 
-@data_app.command("prepare")
+@data_app.command("prepare", cls=HelpCommand)
 def prepare(
     name: Name,
     source: Source = None,
@@ -81,10 +109,15 @@ def prepare(
     difficulty: Difficulty = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", "--render-seed", help="Rendered clocks: which ones. [default: 0]"),
+        typer.Option(
+            "--seed",
+            "--render-seed",
+            metavar="N",
+            help="Rendered clocks: seed of the renderer. Defaults to 0.",
+        ),
     ] = None,
 ) -> None:
-    """Prepare a data set now, so that no worker has to wait for it."""
+    """Download or render a data set now."""
     from dlnn_search.data import prepare_data
     from dlnn_search.data.catalog import size_of
 
@@ -102,16 +135,16 @@ def prepare(
     typer.echo(f"Prepared {n_images:,} images ({_megabytes(n_bytes)}) in {folder}")
 
 
-@data_app.command("import")
+@data_app.command("import", cls=HelpCommand)
 def import_data(
-    name: Annotated[str, typer.Argument(help="clocks, the only set that is imported.")],
-    images: Annotated[Path, typer.Argument(help="The course's images.npy.")],
-    labels: Annotated[Path, typer.Argument(help="The course's labels.npy.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="clocks (no other set is imported).")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="The course's images.npy.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The course's labels.npy.")],
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace another set that was imported.")
+        bool, typer.Option("--replace", help="Replace the set that was imported before.")
     ] = False,
 ) -> None:
-    """Copy the course's clock pictures to where data sets are kept."""
+    """Copy the course's clock pictures into the cache."""
     from dlnn_search.data.sources import import_clocks
 
     if _known(name) != "clocks":
@@ -123,23 +156,32 @@ def import_data(
     typer.echo(f"Imported {course.n:,} clocks of {course.edge} px into {course.folder}")
 
 
-@data_app.command("preview")
+@data_app.command("preview", cls=HelpCommand)
 def preview(
     name: Name,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The PNG to draw, replaced if it is there.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE.png", help="File to write or to replace."),
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Which training pictures to take.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", metavar="N", min=0, help="Seed of the choice of pictures."),
+    ] = 0,
     source: Source = None,
     size: Size = None,
     images_per_time: ImagesPerTime = None,
     azimuth_spread: AzimuthSpread = None,
     difficulty: Difficulty = None,
     render_seed: Annotated[
-        int | None, typer.Option(help="Rendered clocks: which ones. [default: 0]")
+        int | None,
+        typer.Option(
+            "--render-seed",
+            metavar="N",
+            help="Rendered clocks: seed of the renderer. Defaults to 0.",
+        ),
     ] = None,
 ) -> None:
-    """Draw a labelled grid of training pictures."""
+    """Draw labelled training pictures into a PNG."""
     data = _data(
         name,
         source=source,
@@ -201,12 +243,14 @@ def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB"
 
 
-Studies = Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", show_default=False)]
+Studies = Annotated[
+    list[str] | None, typer.Argument(metavar="STUDY", help="Names of studies in the database.")
+]
 
 
-@storage_app.command("info")
+@storage_app.command("info", cls=HelpCommand)
 def info(storage: StorageOption = None) -> None:
-    """Say which database it is, its versions, its size, and what it holds."""
+    """Show which database is used and what it holds."""
     from dlnn_search.storage.halves import describe
 
     with open_known("storage info", storage) as database:
@@ -216,9 +260,9 @@ def info(storage: StorageOption = None) -> None:
             print(f"{about:<{width}}  {words}")
 
 
-@storage_app.command("upgrade")
+@storage_app.command("upgrade", cls=HelpCommand)
 def upgrade(storage: StorageOption = None) -> None:
-    """Bring an older database's tables to this program's version."""
+    """Upgrade an older database to this version."""
     from dlnn_search.storage.database import shown, upgrade_database
 
     url = database_url_of(storage)
@@ -229,18 +273,18 @@ def upgrade(storage: StorageOption = None) -> None:
         print(f"Upgraded {shown(url)} from version {before} to {now} of our tables.")
 
 
-@storage_app.command("backup")
+@storage_app.command("backup", cls=HelpCommand)
 def backup(
     studies: Studies = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write (zip).")
+        Path, typer.Option("--output", "-o", metavar="FILE.zip", help="File to write.")
     ] = Path("dlnn-backup.zip"),
     everything: Annotated[
-        bool, typer.Option("--all", help="All studies, and the whole ledger.")
+        bool, typer.Option("--all", help="Back up all studies and the whole ledger.")
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Write studies into one file, as they are now; workers go on meanwhile."""
+    """Write studies into one file. Workers may go on."""
     from dlnn_search.archive.backup import back_up
 
     if bool(studies) == everything:
@@ -254,18 +298,22 @@ def backup(
     print(f"Wrote {output} ({_megabytes(n_bytes)})")
 
 
-@storage_app.command("restore")
+@storage_app.command("restore", cls=HelpCommand)
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of 'storage backup'.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that 'storage backup' wrote.")],
     new_name: Annotated[
-        str | None, typer.Option("--as", metavar="NAME", help="The study's name from now on.")
+        str | None,
+        typer.Option("--as", metavar="NAME", help="New name of the study. Defaults to its own."),
     ] = None,
     study: Annotated[
-        str | None, typer.Option("--study", metavar="STUDY", help="Only this one of the file's.")
+        str | None,
+        typer.Option(
+            "--study", metavar="STUDY", help="Restore only this study. Defaults to all in the file."
+        ),
     ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write a backup's studies into a database, of either kind; it may be empty."""
+    """Bring studies of a backup into a database."""
     from dlnn_search.archive.backup import restore as run
     from dlnn_search.archive.file import BackupReader
     from dlnn_search.storage.database import open_database
@@ -289,18 +337,22 @@ def restore(
         )
 
 
-@storage_app.command("migrate-from")
+@storage_app.command("migrate-from", cls=HelpCommand)
 def migrate_from(
     source: Annotated[
-        str, typer.Argument(metavar="URL", help="The database to move from, sqlite:///FILE.")
+        str, typer.Argument(metavar="URL", help="Database to move from, such as sqlite:///FILE.")
     ],
     study: Annotated[
         list[str] | None,
-        typer.Option("--study", metavar="STUDY", help="Only this one; may be given repeatedly."),
+        typer.Option(
+            "--study",
+            metavar="STUDY",
+            help="Move only this study. You can give it several times. Defaults to all studies.",
+        ),
     ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Move studies here from another database, everything along."""
+    """Move studies here from another database."""
     from dlnn_search.archive.backup import migrate
     from dlnn_search.storage.database import database_url, open_database
 
@@ -318,14 +370,14 @@ def migrate_from(
         )
 
 
-@storage_app.command("sweep")
+@storage_app.command("sweep", cls=HelpCommand)
 def sweep(
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove it; without, only say what there is.")
+        bool, typer.Option("--delete", help="Remove these files. Defaults to a list only.")
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Find files that no study needs, and remove them if asked."""
+    """Find files that no study needs."""
     from dlnn_search.storage.checkpoints import find_orphans, remove
 
     with open_known("storage sweep", storage, writes=delete) as database:

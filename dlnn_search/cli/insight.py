@@ -15,6 +15,7 @@ from dlnn_search.cli.options import (
     StudyArgument,
     StudyOfConfigOption,
     WorkersOption,
+    complete_studies,
     database_url_of,
     make_console,
     open_known,
@@ -34,11 +35,11 @@ def regions(
     study: StudyArgument,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Draw it, too, as an HTML page."),
+        typer.Option("-o", "--output", metavar="FILE.html", help="Also draw it as an HTML page."),
     ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Show how the space narrowed, stage by stage."""
+    """Show how the search narrowed, stage by stage."""
     import optuna
 
     from dlnn_search.report.figures import narrowing_figure
@@ -50,8 +51,9 @@ def regions(
         raise UsageError(
             f"Expected the name of an HTML page for -o, such as regions.html, got '{output}'."
         )
-    with open_study("regions", study, storage) as (database, _), storage_errors(database.url):
-        optuna_study = optuna.load_study(study_name=study, storage=database.optuna)
+    opened = open_study("regions", study, storage)
+    with opened as (database, stored), storage_errors(database.url):
+        optuna_study = optuna.load_study(study_name=stored.name, storage=database.optuna)
         narrowing = narrowing_of(optuna_study)
     if not narrowing.trials:
         print(f"'{study}' has no finished trial yet.")
@@ -77,24 +79,35 @@ def lr_range(
         str,
         typer.Argument(
             metavar="CONFIG|STUDY",
-            help="A config's name or file; or a study's: its best trial, else its space's middle.",
+            help="A config or a study, by name or file. A study is tested by its best trial, or by "
+            "the middle of its space.",
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE.html", help="The picture; numbers beside it as JSON."
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="The page to write; the numbers go beside it as JSON. Defaults to "
+            "NAME-lr-range.html.",
         ),
     ] = None,
-    low: Annotated[float, typer.Option("--low", help="Rate of the first batch.")] = 1e-5,
-    high: Annotated[float, typer.Option("--high", help="Rate of the last batch.")] = 1.0,
-    batches: Annotated[int, typer.Option("--batches", help="Batches to train.")] = 300,
-    quick: Annotated[bool, typer.Option("--quick", help="A study's small version.")] = False,
+    low: Annotated[
+        float, typer.Option("--low", metavar="RATE", help="Rate of the first batch.")
+    ] = 1e-5,
+    high: Annotated[
+        float, typer.Option("--high", metavar="RATE", help="Rate of the last batch.")
+    ] = 1.0,
+    batches: Annotated[
+        int, typer.Option("--batches", metavar="N", help="Number of batches.")
+    ] = 300,
+    quick: Annotated[bool, typer.Option("--quick", help="Test the study's small version.")] = False,
     study: StudyOfConfigOption = None,
     storage: StorageOption = None,
     keep: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
 ) -> None:
-    """Find the learning rates at which a network learns (range test)."""
+    """Find learning rates that work (range test)."""
     from dlnn_search.commands.trying import make_test, subject_of, write_sweep
     from dlnn_search.report.figures import sweep_page
     from dlnn_search.report.tables import print_sweep
@@ -125,13 +138,15 @@ def lr_range(
 
 def confirm(
     study: StudyArgument,
-    top: Annotated[int, typer.Option("--top", help="How many of the best trials.")] = 5,
-    seeds: Annotated[int, typer.Option("--seeds", help="Fresh seeds for each.")] = 5,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", help="Number of best trials to train again.")
+    ] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Number of fresh seeds.")] = 5,
     workers: WorkersOption = 1,
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train the best trials again with fresh seeds; rank them by the mean."""
+    """Train the best trials again with fresh seeds."""
     from dlnn_search.commands.confirm import plan_confirmation
     from dlnn_search.report.figures import confirmation_figure
 
@@ -150,13 +165,17 @@ def confirm(
 
 def retune(
     study: StudyArgument,
-    steps: Annotated[int, typer.Option("--steps", help="Rates to either side.")] = 3,
-    factor: Annotated[float, typer.Option("--factor", help="Between two rates.")] = 2.0,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", help="Number of rates on either side.")
+    ] = 3,
+    factor: Annotated[
+        float, typer.Option("--factor", metavar="X", help="Factor between two rates.")
+    ] = 2.0,
     workers: WorkersOption = 1,
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train the selected config at learning rates around its own."""
+    """Train the best config at nearby learning rates."""
     from dlnn_search.commands.confirm import plan_retuning
     from dlnn_search.report.evaluation import print_retuning
     from dlnn_search.results.confirmation import retuning
@@ -256,7 +275,7 @@ def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> boo
 
 
 def importance(study: StudyArgument, storage: StorageOption = None) -> None:
-    """Show which parameters mattered."""
+    """Show which parameters matter most."""
     from dlnn_search.report.tables import print_importances
     from dlnn_search.results.comparison import importances
 
@@ -266,15 +285,20 @@ def importance(study: StudyArgument, storage: StorageOption = None) -> None:
 
 def compare(
     studies: Annotated[
-        list[str], typer.Argument(metavar="STUDY...", help="Two studies or more, of one metric.")
+        list[str],
+        typer.Argument(
+            metavar="STUDY...",
+            help="Two or more studies with the same metric.",
+            autocompletion=complete_studies,
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.html", help="The curves, on the same axes."),
+        typer.Option("--output", "-o", metavar="FILE.html", help="Also draw the curves in a page."),
     ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Compare studies: the best so far at equal budgets."""
+    """Compare studies at equal budgets."""
     from dlnn_search.report.figures import comparison_figures, page_of, write_page
     from dlnn_search.report.tables import print_comparison
     from dlnn_search.results.comparison import compared
@@ -307,12 +331,15 @@ def plots(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE.html|FOLDER", help="One page; or a page a picture."
+            "--output",
+            "-o",
+            metavar="FILE.html|FOLDER",
+            help="One page, or a folder with one page per picture.",
         ),
     ],
     storage: StorageOption = None,
 ) -> None:
-    """Draw a study: history, curves, importance, slices, contours."""
+    """Draw history, curves, importance and more (HTML)."""
     from dlnn_search.report.figures import study_figures, write_pages
 
     with open_study("plots", study, storage) as (database, stored):

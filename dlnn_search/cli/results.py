@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +19,6 @@ from dlnn_search.cli.options import (
     make_console,
     open_known,
     open_study,
-    params_by_trial,
     storage_words,
 )
 from dlnn_search.errors import UsageError
@@ -33,23 +33,70 @@ MAX_SEEDS = 100
 MAX_FOLDS = 100
 
 
-def trials(study: StudyArgument, storage: StorageOption = None) -> None:
-    """List a study's trials with their parameters."""
-    from dlnn_search.report.tables import print_trials
-    from dlnn_search.storage.trials import trials_of
+def _complete_states(incomplete: str) -> list[str]:
+    states = ("complete", "pruned", "failed", "running", "waiting", "interrupted")
+    return [state for state in states if state.startswith(incomplete)]
 
+
+def trials(
+    study: StudyArgument,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top",
+            metavar="N",
+            help="Only the first N trials; without --sort the N best. Defaults to all.",
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort",
+            metavar="COLUMN",
+            help="Sort by value (best first), number, epochs, time or a parameter. Defaults to "
+            "number.",
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help="Only complete, pruned, failed, running, waiting or interrupted trials. Defaults "
+            "to all.",
+            autocompletion=_complete_states,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one line per trial.")] = False,
+    storage: StorageOption = None,
+) -> None:
+    """List trials with their values and parameters."""
+    from dlnn_search.report.tables import print_trials, trial_row, trials_csv
+    from dlnn_search.results.status import listed_trials
+
+    if as_json and as_csv:
+        raise UsageError("Expected --json or --csv, got both.")
+    if top is not None and sort is None:
+        sort = "value"
     with open_study("trials", study, storage) as (database, stored):
-        rows = trials_of(database, stored)
-        if not rows:
-            print(f"'{study}' has no trial yet.")
-            return
-        print_trials(make_console(), rows, params_by_trial(database, study), stored)
+        found = listed_trials(database, stored, state=state, sort=sort, top=top)
+    if as_json:
+        about = {"study": stored.name, "metric": stored.metric, "direction": stored.direction}
+        rows = [trial_row(one) for one in found.trials]
+        print(json.dumps({"format": 1, **about, "trials": rows}, indent=2, allow_nan=False))
+    elif as_csv:
+        print(trials_csv(found), end="")
+    elif not found.trials:
+        print(f"'{study}' has no {'' if state is None else f'{state} '}trial yet.")
+    else:
+        print_trials(make_console(), found.trials, stored)
 
 
 def best(study: StudyArgument, storage: StorageOption = None) -> None:
-    """Show a study's best trial: value, parameters, metrics."""
+    """Show the best trial: value, parameters, metrics."""
     from dlnn_search.report.tables import print_best
-    from dlnn_search.results.status import best_trials
+    from dlnn_search.results.status import best_trials, params_by_number
     from dlnn_search.storage.trials import curve_of_slot
 
     with open_study("best", study, storage) as (database, stored):
@@ -59,30 +106,39 @@ def best(study: StudyArgument, storage: StorageOption = None) -> None:
                 f"'{study}' has no complete trial yet. Search with 'dlnn-search start {study}'."
             )
         points = curve_of_slot(database, found[0].slot_id)
-        params = params_by_trial(database, study)
+        params = params_by_number(database, stored.name)[found[0].number]
         print_best(make_console(), stored, found[0], params, points, storage_words(storage))
 
 
 def export(
     study: StudyArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.json",
+            help="Config file to write. Defaults to --model's name with .json.",
+        ),
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
             "--model",
             metavar="FILE.keras",
-            help="The best trial's trained model to write, too, from its kept checkpoint.",
+            help="Also write the trained model of the best trial, from its checkpoint.",
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", help="The best K trials: FILE, FILE-2, ..., best first.")
+        int,
+        typer.Option(
+            "--top", metavar="N", help="Number of best configs, into FILE, FILE-2 and so on."
+        ),
     ] = 1,
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write the best trial as a config; the confirmed winner, if there is one."""
+    """Write the best config or its model to a file."""
     if output is None and model is None:
         raise UsageError(
             "Expected something to write: the config with -o best.json, the trained model with "
@@ -91,13 +147,12 @@ def export(
     from dlnn_search.commands.export import check_wishes, export_best
     from dlnn_search.config import read_config
     from dlnn_search.storage.halves import lost_words
-    from dlnn_search.storage.studies import look_up
+    from dlnn_search.storage.studies import code_file
 
     # A model's config stands beside it, as `predict` expects.
     output = output or Path(model or "").with_suffix(".json")
     check_wishes(top, output, model)
-    with open_known("export", storage) as database:
-        stored = look_up(database, study)
+    with open_study("export", study, storage, whole=False) as (database, stored):
         # What is written is in our tables.
         if (lost := lost_words(database, stored.id, stored.name)) is not None:
             print(f"Warning: {lost}", file=sys.stderr)
@@ -108,8 +163,9 @@ def export(
         if written is not None:
             print(f"Wrote {written.path}\n{written.words}")
         print(exported.words)
-    own = any(part.study for part in read_config(output).own_parts)
-    with_code = " --study FILE" if own else ""
+        written_config = read_config(output)
+        needs_file = written_config.own_parts and code_file(database, written_config, code) is None
+    with_code = f" --study {'FILE' if code is None else shlex.quote(code)}" if needs_file else ""
     tested = f"{shlex.quote(str(output))}{with_code}{storage_words(storage)}"
     print(f"\nTest it, once: dlnn-search evaluate {tested}")
 
@@ -128,12 +184,14 @@ def _write_model(
     return export_model(database, stored, path, code)
 
 
-def _read(config: str, study: str | None) -> Config:
+def _read(config: str, study: str | None, url: str) -> Config:
     """Return the config of a name or file, with its own code."""
+    from dlnn_search.results.status import code_file_at
     from dlnn_search.study.finding import bring_code
     from dlnn_search.study.named_configs import find_config
 
-    return bring_code(find_config(config), config, study)
+    found = find_config(config)
+    return bring_code(found, config, code_file_at(url, found, study))
 
 
 def _import_to_train() -> None:
@@ -150,27 +208,35 @@ def _import_to_train() -> None:
 
 def evaluate(
     config: ConfigArgument,
-    seeds: Annotated[int, typer.Option("--seeds", help="Models trained, a seed each.")] = 3,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Number of models to train, one per seed.")
+    ] = 3,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Else the config's name, -test."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where models and results go. Defaults to the config's name with -test.",
+        ),
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Test a config that was tested before.")
+        bool, typer.Option("--again", help="Test a config again that was tested before.")
     ] = False,
     study: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train a config anew, and test it once, on record."""
+    """Train a config anew and test it once, on record."""
     from dlnn_search.config import title_of
     from dlnn_search.storage.database import open_database
     from dlnn_search.storage.ledger import openings
 
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"Expected 1 to {MAX_SEEDS} seeds, got --seeds {seeds}.")
-    read = _read(config, study)
+    url = database_url_of(storage)
+    read = _read(config, study, url)
     default = Path(config).with_name(f"{Path(config).stem}-test")
-    with open_database(database_url_of(storage), create=True) as database:
+    with open_database(url, create=True) as database:
         _import_to_train()
         from dlnn_search.commands.evaluate import evaluate as run
         from dlnn_search.commands.evaluate import plan_evaluation
@@ -187,20 +253,24 @@ def evaluate(
 
 def crossvalidate(
     config: ConfigArgument,
-    folds: Annotated[int, typer.Option("--folds", help="Models trained, one a fold.")] = 5,
+    folds: Annotated[
+        int, typer.Option("--folds", metavar="N", help="Number of folds, from 2 to 100.")
+    ] = 5,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON to write.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.json", help="Also write the results as JSON."),
     ] = None,
     study: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train a config once a fold (k-fold cross-validation)."""
+    """Train a config once per fold (cross-validation)."""
     from dlnn_search.storage.database import files_folder
 
     if not 2 <= folds <= MAX_FOLDS:
         raise UsageError(f"Expected 2 to {MAX_FOLDS} folds, got --folds {folds}.")
-    read = _read(config, study)
-    files = files_folder(database_url_of(storage))
+    url = database_url_of(storage)
+    read = _read(config, study, url)
+    files = files_folder(url)
     _import_to_train()
     from dlnn_search.commands.evaluate import crossvalidate as run
     from dlnn_search.report.evaluation import print_crossvalidation, progress
@@ -213,14 +283,18 @@ def crossvalidate(
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .keras file.")],
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="PNG or JPEG.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model (.keras) with its config beside it.")
+    ],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="PNG or JPEG files.")
+    ],
     draw: Annotated[
         Path | None,
-        typer.Option("--draw", metavar="FOLDER", help="Clocks: draw the read hands beside each."),
+        typer.Option("--draw", metavar="FOLDER", help="Clocks: also draw the hands as read."),
     ] = None,
 ) -> None:
-    """Read digits, garments or clocks from pictures of any size."""
+    """Read pictures with an exported model."""
     from dlnn_search.training.runtime import import_tensorflow
 
     import_tensorflow()
@@ -231,7 +305,7 @@ def predict(
 
 
 def ledger(storage: StorageOption = None) -> None:
-    """List every time that a test split was opened."""
+    """List every use of a test split."""
     from dlnn_search.report.tables import ledger_table
     from dlnn_search.storage.ledger import openings
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,30 +13,90 @@ import typer
 from dlnn_search.cli.options import (
     StorageOption,
     StudyOfConfigOption,
+    StudyOrFile,
+    complete_studies,
     database_url_of,
+    elsewhere_words,
     limit_hours,
     limit_moment,
     limit_seconds,
     make_console,
+    open_any,
     parse_duration,
     storage_words,
 )
 from dlnn_search.errors import ExitCode, UsageError
 
-StudyOrFile = Annotated[
-    str, typer.Argument(metavar="STUDY|FILE", help="A study's name, or a study file (.py).")
-]
 
-
-def studies(storage: StorageOption = None) -> None:
-    """List the studies that come with dlnn-search."""
+def studies(
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="List all studies in the database, not the built-in ones."),
+    ] = False,
+    storage: StorageOption = None,
+) -> None:
+    """List the built-in studies, or all in the database."""
+    if everything:
+        _list_stored(storage)
+        return
     from dlnn_search.report.tables import print_studies
     from dlnn_search.results.status import statuses_at
     from dlnn_search.study.finding import built_in_studies, load_study
 
     known = statuses_at(database_url_of(storage))
     print_studies(make_console(), [load_study(name) for name in built_in_studies()], known)
-    print("\nStart one: dlnn-search start NAME --workers 2 [--quick]")
+    where = storage_words(storage)
+    print(f"\nStart one:              dlnn-search start NAME --workers 2 [--quick]{where}")
+    print("Copy one, to edit it:   dlnn-search new my_study.py --from NAME")
+    print(f"All in the database:    dlnn-search studies --all{where}")
+
+
+def _list_stored(storage: str | None) -> None:
+    from dlnn_search.report.live import print_stored
+    from dlnn_search.results.status import study_status
+    from dlnn_search.storage.studies import all_studies, parent_of
+
+    with open_any("studies --all", storage) as database:
+        print(f"In {database.shown}:\n")
+        rows = []
+        for stored in all_studies(database):
+            parent = parent_of(database, stored.id)
+            if parent is not None:
+                origin = f"trains configs of {parent} again"
+            elif stored.is_built_in:
+                origin = "built-in"
+            else:
+                origin = stored.file or "its file is not known"
+            if stored.earlier_names:
+                origin += f"; it was called {', '.join(stored.earlier_names)} before"
+            rows.append((stored, study_status(database, stored), origin))
+        if rows:
+            print_stored(make_console(), rows)
+        else:
+            print("No study yet. Start one: dlnn-search start NAME --workers 2")
+    if others := elsewhere_words("studies --all", storage):
+        print(f"\n{others}")
+
+
+def new(
+    file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The study file to write.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="Copy this built-in study. Defaults to a short study that works as it is.",
+            autocompletion=complete_studies,
+        ),
+    ] = None,
+) -> None:
+    """Write a study file that you can edit."""
+    from dlnn_search.commands.trying import write_study
+
+    write_study(file, source)
+    print(f"Wrote {file}. Edit it, then run:")
+    named = shlex.quote(str(file))
+    print(f"  dlnn-search validate {named}\n  dlnn-search start {named} --workers 2")
 
 
 def start(
@@ -42,49 +105,60 @@ def start(
         int | None,
         typer.Option(
             "--workers",
-            help="Worker processes; else one a GPU, or one. 0: others join by 'worker'.",
+            metavar="N",
+            help="Number of workers on this machine. Defaults to one per GPU, or one without a "
+            "GPU. With 0, only prepare the study; 'worker' joins it.",
         ),
-    ] = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option("--gpus", metavar="0,1", help="GPUs to train on, or 'none'; else all."),
-    ] = None,
-    workers_per_gpu: Annotated[
-        int | None,
-        typer.Option("--workers-per-gpu", help="Workers that share each GPU and its memory."),
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", help="Budget in all; else as before, at first the study's own."),
+        typer.Option(
+            "--trials",
+            metavar="N",
+            help="Budget: number of trials in total. Defaults to the budget so far, at first the "
+            "study's own.",
+        ),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Search the study's small version (minutes).")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Search in the background and return at once.")
+    ] = False,
     wall_time: Annotated[
         str | None,
         typer.Option(
             "--wall-time",
             metavar="TIME",
-            help="Budget of time in which trials are trained, e.g. 8h; 'none' takes it away.",
+            help="Budget: time in which trials are trained, such as 8h or 'none'. Defaults to the "
+            "budget so far, at first none.",
         ),
     ] = None,
     worker_hours: Annotated[
         str | None,
         typer.Option(
-            "--worker-hours", metavar="HOURS", help="The same, added up over workers, e.g. 20."
+            "--worker-hours",
+            metavar="HOURS",
+            help="Budget: training time summed over all workers, such as 20 or 'none'. Defaults "
+            "to the budget so far, at first none.",
         ),
     ] = None,
     deadline: Annotated[
         str | None,
         typer.Option(
-            "--deadline", metavar="WHEN", help="Budget until then, e.g. 2026-12-01T08:00, here."
+            "--deadline",
+            metavar="WHEN",
+            help="Budget: end at this local time, such as 2026-12-01T08:00, or 'none'. Defaults "
+            "to the budget so far, at first none.",
         ),
     ] = None,
     timeout: Annotated[
         str | None,
-        typer.Option("--timeout", metavar="TIME", help="Stop this start's workers after that."),
-    ] = None,
-    lease: Annotated[
-        str | None,
         typer.Option(
-            "--lease", metavar="TIME", help="A worker without progress loses its trial; else 120s."
+            "--timeout",
+            metavar="TIME",
+            help="Stop the workers of this start after this time, such as 30m. Defaults to no "
+            "limit.",
         ),
     ] = None,
     trial_timeout: Annotated[
@@ -92,16 +166,24 @@ def start(
         typer.Option(
             "--trial-timeout",
             metavar="TIME",
-            help="End a trial that trains for longer, e.g. 30m. Kept for all workers from now on; "
-            "'none' removes the limit.",
+            help="End a trial that trains for longer, such as 30m; 'none' removes the limit. "
+            "Defaults to the present value, at first the study's own.",
         ),
     ] = None,
-    retrain: Annotated[
-        bool | None,
+    gpus: Annotated[
+        str | None,
         typer.Option(
-            "--retrain/--reuse",
-            help="Train a config again that was trained already, or reuse its result (default).",
-            show_default=False,
+            "--gpus",
+            metavar="LIST",
+            help="GPUs to train on, such as 0,1, or 'none'. Defaults to all GPUs.",
+        ),
+    ] = None,
+    workers_per_gpu: Annotated[
+        int | None,
+        typer.Option(
+            "--workers-per-gpu",
+            metavar="N",
+            help="Number of workers that share a GPU and its memory. Defaults to 1.",
         ),
     ] = None,
     sampler: Annotated[
@@ -109,44 +191,50 @@ def start(
         typer.Option(
             "--sampler",
             metavar="NAME",
-            help="coarse-to-fine, tpe, random, qmc, cmaes or gp, for all workers from now on; "
-            "else as before, at first the study's own.",
+            help="Sampler for all workers from now on: coarse-to-fine, tpe, random, qmc, cmaes or "
+            "gp. Defaults to the present one, at first the study's own.",
         ),
     ] = None,
-    storage: StorageOption = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The small version: minutes on two cores.")
-    ] = False,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Search in the background, and return.")
-    ] = False,
-    code: StudyOfConfigOption = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="STUDY", help="Try that study's best configs first."),
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="Try the best configs of this study first.",
+            autocompletion=complete_studies,
+        ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", help="With --from: how many of them.")] = 5,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", help="With --from: number of its best configs.")
+    ] = 5,
     enqueue: Annotated[
         list[str] | None,
         typer.Option(
             "--enqueue",
             metavar="CONFIG",
-            help="Try this config first (a name or a file; 'known': all named ones that fit). "
-            "May be given more than once.",
+            help="Try this config first: a name, a file, or 'known' for all built-in ones that "
+            "fit. You can give it several times.",
+        ),
+    ] = None,
+    retrain: Annotated[
+        bool | None,
+        typer.Option(
+            "--retrain/--reuse",
+            help="When a config was trained already, train it again or reuse its result. Defaults "
+            "to the present choice, at first --reuse.",
         ),
     ] = None,
     stop_when_converged: Annotated[
         bool | None,
         typer.Option(
             "--stop-when-converged/--no-stop-when-converged",
-            help="Stop when more trials are expected to gain less than the noise of one; "
-            "else as before, at first the study's own.",
-            show_default=False,
+            help="Stop when more trials are expected to gain less than the noise of one trial. "
+            "Defaults to the present choice, at first the study's own.",
         ),
     ] = None,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Begin anew; the trials so far stay under another name."),
+        typer.Option("--fresh", help="Begin again. The trials so far are kept under another name."),
     ] = False,
     on_end: Annotated[
         str | None,
@@ -156,9 +244,20 @@ def start(
             help="Run this shell command once when the search ends or fails.",
         ),
     ] = None,
+    lease: Annotated[
+        str | None,
+        typer.Option(
+            "--lease",
+            metavar="TIME",
+            help="A worker without progress for this time loses its trial. Defaults to the "
+            "present value, at first 120s.",
+        ),
+    ] = None,
+    code: StudyOfConfigOption = None,
+    storage: StorageOption = None,
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
-    """Search with worker processes; go on where a start stopped."""
+    """Start or continue a search on this machine."""
     from dlnn_search.commands.confirm import find_study
     from dlnn_search.commands.start import Detached, Wishes, start_detached
     from dlnn_search.commands.start import start as run
@@ -244,10 +343,8 @@ def start(
         return
     keep = options[: options.index("--timeout")] if "--timeout" in options else options
     again = shlex.join(["dlnn-search", "start", *arguments, *keep])
-    file = loaded.file if loaded.first_name else study
-    with_code = f" --study {shlex.quote(code or file)}" if loaded.load or loaded.build else ""
     linked = is_linked_name(study)
-    print_end(console, started.status, again, where, with_code, is_linked=linked)
+    print_end(console, started.status, again, where, is_linked=linked)
     if linked:
         from dlnn_search.cli.insight import print_linked
 
@@ -259,17 +356,28 @@ def start(
 def worker(
     study: StudyOrFile,
     storage: StorageOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The study's small version.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Join the study's small version.")] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", help="TensorFlow's threads; else all cores.")
+        int | None,
+        typer.Option(
+            "--threads", metavar="N", help="TensorFlow's threads. Defaults to one per core."
+        ),
     ] = None,
     gpu: Annotated[
         int | None,
-        typer.Option("--gpu", help="The GPU to train on, as nvidia-smi counts; else the first."),
+        typer.Option(
+            "--gpu",
+            metavar="N",
+            help="Number of the GPU to train on, as nvidia-smi shows it. Defaults to the first.",
+        ),
     ] = None,
     gpu_memory: Annotated[
         int | None,
-        typer.Option("--gpu-memory", metavar="MIB", help="The most to take of the GPU's memory."),
+        typer.Option(
+            "--gpu-memory",
+            metavar="MIB",
+            help="With --gpu: most GPU memory to use, in MiB. Defaults to all of it.",
+        ),
     ] = None,
     code: StudyOfConfigOption = None,
     name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
@@ -277,14 +385,14 @@ def worker(
     supervisor: Annotated[str | None, typer.Option("--supervisor", hidden=True)] = None,
     n_workers: Annotated[int, typer.Option("--n-workers", hidden=True)] = 1,
 ) -> None:
-    """Join a study with one worker, from any machine."""
+    """Join a search with one worker, from any machine."""
     import logging
-    import os
 
     from dlnn_search.commands.confirm import find_study
     from dlnn_search.machine import gpu_environment, usable_cores, worker_environment
     from dlnn_search.secret import hide_in_logs
     from dlnn_search.storage.database import open_database
+    from dlnn_search.storage.database.known import remember_database
     from dlnn_search.storage.database.outages import retry
 
     for option, value in (("--threads", threads), ("--gpu-memory", gpu_memory)):
@@ -307,6 +415,7 @@ def worker(
     patience = 0.0 if supervisor is None else None
     database = retry(lambda: open_database(url, create=False), seconds=patience)
     with database:
+        remember_database(url)
         from dlnn_search.worker.interruption import MemoryWatch, share_bytes
         from dlnn_search.worker.worker import run_worker
 
@@ -334,10 +443,12 @@ def worker(
 
 
 def validate(
-    study: Annotated[str, typer.Argument(metavar="STUDY|FILE", help="A study's name or file.")],
-    quick: Annotated[bool, typer.Option("--quick", help="The small version.")] = False,
+    study: StudyOrFile,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Check the study's small version.")
+    ] = False,
 ) -> None:
-    """Build the corners of a study's space, and train each a step."""
+    """Check a study: build and train some of its models."""
     from dlnn_search.study.finding import load_study
     from dlnn_search.training.runtime import import_tensorflow
 
@@ -351,7 +462,7 @@ def validate(
 
 
 def doctor(storage: StorageOption = None) -> None:
-    """Say what this machine offers a search, and what it lacks."""
+    """Check what this machine can and cannot do."""
     from dlnn_search.commands.doctor import examine
 
     marks = {"good": ("ok", "green"), "note": ("note", "yellow"), "lacking": ("LACKS", "bold red")}
@@ -366,18 +477,28 @@ def doctor(storage: StorageOption = None) -> None:
 
 
 def dashboard(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: any free one.")] = 8080,
-    storage: StorageOption = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser of this machine.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", help="Port to listen on. 0 takes a free one.")
+    ] = 8080,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Nobody may change anything.")
+        bool, typer.Option("--read-only", help="Let nobody change anything.")
     ] = False,
     behind_proxy: Annotated[
         bool,
-        typer.Option("--behind-proxy", help="Trust X-Forwarded-For and -Proto of a proxy before."),
+        typer.Option(
+            "--behind-proxy",
+            help="Trust the X-Forwarded-For and X-Forwarded-Proto headers of a reverse proxy.",
+        ),
     ] = False,
+    storage: StorageOption = None,
 ) -> None:
-    """Show trials and curves in the browser (optuna-dashboard)."""
+    """Show trials and learning curves in the browser."""
     import logging
 
     from dlnn_search.dashboard import Serving, check_may_serve, open_sides, serve
@@ -392,7 +513,34 @@ def dashboard(
     check_may_serve(serving)
 
     def ready(address: str) -> None:
-        print(f"The dashboard is at {address} (Ctrl-C ends it)", flush=True)
+        print(f"The dashboard is at {address} (Press Ctrl-C to stop it.)", flush=True)
+        if open_browser:
+            _open_browser(address)
 
     with open_sides(storage, serving) as (editor, viewer):
         serve(editor, viewer, serving, ready)
+
+
+def _open_browser(address: str) -> None:
+    """Open the dashboard's page in a window, where this machine has one.
+
+    In a thread: some browsers come back only when they are closed.
+    """
+    import threading
+    import webbrowser
+
+    # What listens on every address is not reached by that address itself.
+    page = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+    def show() -> None:
+        try:
+            browser = webbrowser.get()
+            # Of the terminal: it would take the terminal over. Who names it in BROWSER wants it.
+            in_terminal = type(browser) is webbrowser.GenericBrowser and "BROWSER" not in os.environ
+            opened = not in_terminal and browser.open(page)
+        except (OSError, webbrowser.Error):
+            opened = False
+        if not opened:
+            print(f"No browser was found here. Open {page} yourself.", file=sys.stderr, flush=True)
+
+    threading.Thread(target=show, daemon=True).start()

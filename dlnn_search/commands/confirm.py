@@ -24,6 +24,7 @@ from dlnn_search.storage.studies import (
     add_given,
     all_studies,
     check_not_renamed,
+    code_file,
     linked,
     parent_of,
     register,
@@ -48,6 +49,19 @@ def check_new_name(database: Database, stored: StoredStudy, name: str) -> None:
         raise UsageError(
             f"'{stored.name}' trains given configs of '{parent}' and is renamed with that study."
         )
+    check_own_name(name, own=stored.lasting_name)
+
+
+def check_own_name(name: str, own: str | None = None) -> None:
+    """Check that a study of a user's own may have a name.
+
+    Args:
+        name: The wanted one.
+        own: The study's first name, which is its own even if it is a built-in one's.
+
+    Raises:
+        UsageError: If not.
+    """
     if not NAME_PATTERN.fullmatch(name):
         raise UsageError(
             "Expected a name of at most 100 small letters, digits, '-' and '_', which begins with "
@@ -55,7 +69,7 @@ def check_new_name(database: Database, stored: StoredStudy, name: str) -> None:
         )
     if is_linked_name(name):
         raise UsageError(f"Expected a name that does not end as a linked study's, got '{name}'.")
-    if is_built_in(name) and name != stored.lasting_name:
+    if is_built_in(name) and name != own:
         raise UsageError(f"The name '{name}' is that of a built-in study. Choose another.")
 
 
@@ -72,11 +86,13 @@ def enqueue(
         The study, and how many configs are new to it.
 
     Raises:
-        UsageError: If the configs need own code, and `study_file` does not bring it.
+        UsageError: If the configs need own code, and neither `study_file` nor the file that the
+            search was started from brings it.
         StorageError: If the database fails.
     """
     name = linked_name(parent.name, kind)
-    study = _study(name, parent.metric, parent.direction, configs[0], study_file)
+    code = code_file(database, configs[0], study_file)
+    study = _study(name, parent.metric, parent.direction, configs[0], code)
     stored = register(database, study.name, study.definition())
     set_parent(database, stored.id, parent.name)
     open_optuna_study(study, database)
@@ -110,9 +126,8 @@ def find_study(name_or_file: str, url: str, *, quick: bool, study_file: str | No
                 given = trials_of(database, stored, begun=False, limit=1)
                 if given:
                     example = Config.model_validate(given[0].config)
-                    study = _study(
-                        stored.name, stored.metric, stored.direction, example, study_file
-                    )
+                    code = code_file(database, example, study_file)
+                    study = _study(stored.name, stored.metric, stored.direction, example, code)
                     return dataclasses.replace(study, first_name=stored.lasting_name)
     parent, kind = parent_and_kind(name_or_file)
     raise UsageError(

@@ -21,7 +21,7 @@ from dlnn_search.storage.budget import counts_of
 from dlnn_search.storage.checkpoints import Artifact, artifacts_of, inside, place_of, sha256_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import linked_name
-from dlnn_search.storage.studies import StoredStudy, find, parent_of
+from dlnn_search.storage.studies import StoredStudy, code_file, find, parent_of
 from dlnn_search.storage.trials import Trial, trials_of
 from dlnn_search.study.finding import bring_code
 from dlnn_search.training.checkpoint import OtherCheckpointError
@@ -234,7 +234,8 @@ def export_model(
         database: Of the study.
         study: Whose best trial.
         path: As `check_paths` accepts it.
-        study_file: Brings a builder or loader of the config's own.
+        study_file: Brings a builder or loader of the config's own; None: the one that the
+            search was started from.
 
     Raises:
         UsageError: If the study has no complete trial, or its own code is not given.
@@ -246,7 +247,7 @@ def export_model(
     from dlnn_search.training.portable import portable_model
 
     (config,) = best_configs(database, study, 1)
-    config = bring_code(config, study.name, study_file)
+    config = bring_code(config, study.name, code_file(database, config, study_file))
     origin = config.origin
     assert origin is not None  # `best_configs` gives it one
     name = f"trial {origin.trial} of '{origin.study}'"

@@ -46,6 +46,7 @@ from dlnn_search.storage.control import (
     set_reuse,
 )
 from dlnn_search.storage.database import Database, open_database, storage_errors, without_secrets
+from dlnn_search.storage.database.known import remember_database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, look_up, register
 from dlnn_search.storage.workers import dead_workers, looked_after, orphans
@@ -353,6 +354,7 @@ def _prepared(
         stored = register(
             database, study.name, study.definition(), file=study.file, fresh=wishes.fresh, say=say
         )
+        remember_database(url)
         optuna_study = open_optuna_study(study, database)
         if wishes.sampler is not None:
             with storage_errors(database.url):

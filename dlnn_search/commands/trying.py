@@ -1,4 +1,4 @@
-"""The use cases `validate` and `lr-range`: configs that are tried before a search."""
+"""The use cases `new`, `validate` and `lr-range`: what is made and tried before a search."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import numpy as np
 import optuna
 
 from dlnn_search import data
+from dlnn_search.commands.confirm import check_own_name
 from dlnn_search.commands.export import config_of, write_whole
 from dlnn_search.config import Clocks, Config, OwnData, OwnModel
 from dlnn_search.data import image_shape, load
-from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
+from dlnn_search.errors import DlnnSearchError, StorageError, UsageError, did_you_mean
+from dlnn_search.files import study_name
 from dlnn_search.models.shapes import Shape, foreseen
 from dlnn_search.report.tables import Checked
-from dlnn_search.results.status import best_trials
+from dlnn_search.results.status import best_trials, code_file_at
 from dlnn_search.storage.control import keep_rate
 from dlnn_search.storage.database import open_database
 from dlnn_search.storage.studies import all_studies, find
@@ -158,6 +160,51 @@ def _time_step(config: Config, model: keras.Model) -> float:
     return float(fastest) / size
 
 
+#: A study to begin with: small enough to read at a glance, and a search that works.
+STARTER = '''\
+"""Handwritten digits with one hidden layer."""
+
+import optuna
+
+from dlnn_search import Config, Dense, Mlp, Mnist, Study, Training
+
+
+def space(trial: optuna.Trial) -> Config:
+    units = trial.suggest_int("units", 32, 512, log=True)
+    rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
+    return Config(model=Mlp(blocks=(Dense(units=units),)), training=Training(learning_rate=rate))
+
+
+study = Study(space=space, data=Mnist(), maximize="accuracy", epochs=5, trials=20)
+'''
+
+
+def write_study(path: Path, source: str | None) -> None:
+    """Write a study file to edit.
+
+    Args:
+        path: Of the new file; it names the study.
+        source: The built-in study to copy; None: the starter.
+
+    Raises:
+        UsageError: If the name is no study's, or the file is there already, or there is no such
+            built-in study.
+        StorageError: If it cannot be written.
+    """
+    if path.suffix != ".py":
+        raise UsageError(f"Expected a file that ends in .py, such as my_study.py, got '{path}'.")
+    check_own_name(study_name(path))
+    known = built_in_studies()
+    if source is not None and source not in known:
+        raise UsageError(
+            f"Expected a built-in study, got --from '{source}'.{did_you_mean(source, known)}"
+        )
+    text = STARTER if source is None else known[source].read_text(encoding="utf-8")
+    if path.exists():
+        raise UsageError(f"'{path}' is there already: choose another name, or delete it first.")
+    write_whole(path, text)
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is tested.
@@ -186,6 +233,10 @@ def subject_of(name_or_file: str, url: str, *, quick: bool, study_file: str | No
         UsageError: If it stands for nothing.
         StudyError: If a study's file cannot be read or its space fails.
     """
+
+    def with_code(found: Config) -> Config:
+        return bring_code(found, name_or_file, code_file_at(url, found, study_file))
+
     studies = built_in_studies()
     is_study = name_or_file.endswith(".py") or name_or_file in studies
     is_study |= name_or_file.removesuffix("-quick") in studies
@@ -195,13 +246,11 @@ def subject_of(name_or_file: str, url: str, *, quick: bool, study_file: str | No
         if searched is not None:
             found, number = searched
             words = f"the best trial, {number},"
-            return Subject(bring_code(found, name_or_file, study_file), words, name_or_file)
+            return Subject(with_code(found), words, name_or_file)
         found = find_config(name_or_file)
         if quick:
             raise UsageError(f"--quick is for studies, got the config '{name_or_file}'.")
-        return Subject(
-            bring_code(found, name_or_file, study_file), "the config", Path(name_or_file).stem
-        )
+        return Subject(with_code(found), "the config", Path(name_or_file).stem)
     study = load_study(name_or_file, quick=quick)
     best = _best_of(study.name, url)
     if best is not None:

@@ -19,9 +19,10 @@ from rich.text import Text
 
 from dlnn_search.errors import StorageError
 from dlnn_search.metrics import duration, metric_name, metric_value
-from dlnn_search.report.tables import table_of
+from dlnn_search.report.tables import print_indented, say, table_of
 from dlnn_search.results.status import StudyStatus
 from dlnn_search.storage.budget import BudgetUse, duration_words, time_words
+from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.workers import Event, WorkerStatus
 
 #: From this width on the table of workers has its bars, from the next on memory, too.
@@ -253,6 +254,22 @@ def studies_table(statuses: Sequence[StudyStatus]) -> Table:
             "-" if left_seconds is None else duration(left_seconds),
         )
     return table
+
+
+def print_stored(console: Console, studies: Sequence[tuple[StoredStudy, StudyStatus, str]]) -> None:
+    """Print each study of a database: how it stands, and below it where it is from."""
+    width = max(len(stored.name) for stored, _, _ in studies)
+    for stored, status, origin in studies:
+        best = "no value yet"
+        if status.best is not None and status.best.value is not None:
+            best = f"best {metric_value(status.metric, status.best.value)}"
+        words = f"{state_words(status)}, {status.n_done} of {status.budget} trials"
+        say(
+            console,
+            f"{stored.name:<{width}}  {words}, {status.direction} {metric_name(status.metric)}, "
+            f"{best}",
+        )
+        print_indented(console, origin)
 
 
 def state_words(status: StudyStatus) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from dlnn_search.metrics import duration, metric_name, metric_value
 from dlnn_search.pruners import CONVERGED
 from dlnn_search.results.advice import mend_words
 from dlnn_search.results.comparison import Importances, Narrowing, Progress, differences
-from dlnn_search.results.status import StudyStatus
+from dlnn_search.results.status import ListedTrial, Listing, StudyStatus
 from dlnn_search.samplers.observations import Numeric
 from dlnn_search.storage.budget import time_words
 from dlnn_search.storage.ledger import Opening
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from dlnn_search.training.rate_range import Sweep
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+#: Of a table for programs, before the parameters.
+TRIAL_COLUMNS = (
+    *("number", "state", "value", "best_epoch", "epochs", "seconds", "duplicate_of", "reason"),
+)
 #: Longest reason in a table; the whole one stands in the trial's note.
 REASON_CHARACTERS = 160
 
@@ -71,16 +77,12 @@ def _searched_words(status: StudyStatus) -> str:
     return f"{quick}{status.n_done}/{status.budget} trials{best}"
 
 
-def print_trials(
-    console: Console,
-    trials: Sequence[Trial],
-    params: Mapping[int | None, Mapping[str, Any]],
-    study: StoredStudy,
-) -> None:
-    """Print two lines a trial: what came of it, and its parameters, by Optuna's id of it."""
-    head = f"{'trial':>5}  {'outcome':<11}  {metric_name(study.metric)}"
+def print_trials(console: Console, trials: Sequence[ListedTrial], study: StoredStudy) -> None:
+    """Print two lines a trial: what came of it, and its parameters."""
+    head = f"{'trial':>5}  {'state':<11}  {metric_name(study.metric)}"
     console.print(f"{head}, best epoch, time", style="bold")
-    for trial in trials:
+    for listed in trials:
+        trial = listed.trial
         value = "-" if trial.value is None else metric_value(study.metric, trial.value)
         at = f"{trial.epochs_done} epochs"
         if trial.best_epoch is not None:
@@ -88,12 +90,48 @@ def print_trials(
         line = Text(f"{trial.number:>5}  ")
         line.append(f"{trial.outcome:<11}", style=STYLES.get(trial.outcome, ""))
         line.append(f"  {value}, {at}, {duration(trial.seconds)}")
+        if listed.duplicate_of is not None:
+            line.append(f"  = trial {listed.duplicate_of} (same config)", style="magenta")
         console.print(line)
         if trial.reason:
             print_indented(
                 console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7
             )
-        print_indented(console, params_words(params.get(trial.trial_id, {})), "dim", by=7)
+        print_indented(console, params_words(listed.params), "dim", by=7)
+
+
+def trial_row(listed: ListedTrial) -> dict[str, Any]:
+    """Return a trial as plain data for programs; its parameters are an object of their own."""
+    trial = listed.trial
+    return {
+        "number": trial.number,
+        "state": trial.outcome,
+        "value": _finite(trial.value),
+        "best_epoch": trial.best_epoch,
+        "epochs": trial.epochs_done,
+        "seconds": trial.seconds,
+        "duplicate_of": listed.duplicate_of,
+        "reason": trial.reason,
+        "params": {name: _finite(value) for name, value in listed.params.items()},
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON knows it: that has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def trials_csv(listing: Listing) -> str:
+    """Return a line a trial; parameters are columns `params_NAME`, as in Optuna's data frames."""
+    plain = [trial_row(listed) for listed in listing.trials]
+    names = [*TRIAL_COLUMNS, *(f"params_{name}" for name in listing.parameters)]
+    text = io.StringIO()
+    table = csv.DictWriter(text, names, lineterminator="\n")
+    table.writeheader()
+    for row in plain:
+        params = row.pop("params")
+        table.writerow({**row, **{f"params_{name}": value for name, value in params.items()}})
+    return text.getvalue()
 
 
 def print_indented(console: Console, text: str, style: str = "dim", *, by: int = 2) -> None:
@@ -117,7 +155,7 @@ def print_best(
     console: Console,
     study: StoredStudy,
     trial: Trial,
-    params: Mapping[int | None, Mapping[str, Any]],
+    params: Mapping[str, Any],
     points: Sequence[Point],
     storage: str,
 ) -> None:
@@ -130,7 +168,7 @@ def print_best(
         f"epoch {trial.best_epoch} of {trial.epochs_done}, {duration(trial.seconds)}\n",
         style="bold",
     )
-    shown = {name: _short(value) for name, value in params.get(trial.trial_id, {}).items()}
+    shown = {name: _short(value) for name, value in params.items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
         say(console, f"  {name:<{width}}  {text}")
@@ -167,7 +205,6 @@ def print_end(
     status: StudyStatus,
     again: str,
     storage: str,
-    code: str = "",
     *,
     is_linked: bool = False,
 ) -> None:
@@ -178,7 +215,6 @@ def print_end(
         status: Of the study.
         again: The command that goes on with the search.
         storage: The option that names the database, if one was given.
-        code: The option that brings a study's own code, if it has any.
         is_linked: Whether it trained given configs: its budget is another command's, and none of
             its trials is a winner by itself.
     """
@@ -225,11 +261,13 @@ def print_end(
         )
         say(
             console,
-            "Next:\n"
-            f"  dlnn-search trials {status.name}{storage}\n"
-            f"  dlnn-search dashboard{storage}\n"
+            "Next, let fresh seeds choose, and test the winner once:\n"
+            f"  dlnn-search confirm {status.name}{storage}\n"
             f"  dlnn-search export {status.name} -o best.json{storage}\n"
-            f"  dlnn-search evaluate best.json{code}{storage}",
+            f"  dlnn-search evaluate best.json{storage}\n"
+            "Look at the trials:\n"
+            f"  dlnn-search trials {status.name} --top 10{storage}\n"
+            f"  dlnn-search dashboard --open{storage}",
         )
 
 

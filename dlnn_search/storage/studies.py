@@ -8,12 +8,15 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from dlnn_search.config import Config
 from dlnn_search.errors import StudyError, UsageError, did_you_mean
+from dlnn_search.files import shipped, study_name
 from dlnn_search.storage.budget import counts_of, lock_study, new_slot
 from dlnn_search.storage.checkpoints import EARLIER_NAMES, lasting_name
 from dlnn_search.storage.database import Database, storage_errors
@@ -65,6 +68,11 @@ class StoredStudy:
     def file(self) -> str | None:
         """The study file that it was started from; None where an older version started it."""
         return self.definition.get(FILE)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether its file comes with the product."""
+        return self.file is not None and Path(self.file).parent == shipped("studies").resolve()
 
     def named_now(self, name: str) -> str:
         """Return the present name where an earlier one, or a linked study's of it, is given."""
@@ -270,6 +278,24 @@ def all_studies(database: Database) -> Sequence[StoredStudy]:
     with database.transaction() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.id)).all()
     return [StoredStudy(row.id, row.name, row.definition) for row in rows]
+
+
+def code_file(database: Database, config: Config, given: str | None = None) -> str | None:
+    """Return the study file that has a config's own code.
+
+    Args:
+        database: Knows which files studies were started from.
+        config: With own parts or without.
+        given: By the user, who is asked only where no file is known that is still there.
+    """
+    names = [part.study for part in config.own_parts]
+    if given is not None or not names:
+        return given
+    for stored in reversed(all_studies(database)):
+        path = None if stored.file is None else Path(stored.file)
+        if path is not None and study_name(path) in names and path.is_file():
+            return stored.file
+    return None
 
 
 def check_not_renamed(name: str, known: Iterable[StoredStudy]) -> None:

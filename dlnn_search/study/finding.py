@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlnn_search.config.data import OwnPart
 from dlnn_search.errors import DlnnSearchError, StudyError, UsageError, did_you_mean
+from dlnn_search.files import shipped, study_files, study_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,8 +97,8 @@ def code_of(part: OwnPart) -> OwnCode:
     if part.code not in (None, code.fingerprint):
         raise StudyError(
             f"The config was made with another version of the code of '{part.study}': expected "
-            f"code {part.code}, got {code.fingerprint}. Take the study's file as it was then; or "
-            'remove "code" from the config to take the file as it is now.'
+            f"code {part.code}, got {code.fingerprint}. Name the study's file as it was then with "
+            '--study FILE; or remove "code" from the config to take the file as it is now.'
         )
     return code
 
@@ -297,8 +298,7 @@ MAX_STUDY_BYTES = 1_000_000
 
 def studies_folder() -> Path:
     """Return the folder of the built-in studies: in the wheel, or in the checkout."""
-    installed = Path(__file__).parents[1] / "_studies"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "studies"
+    return shipped("studies")
 
 
 def built_in_studies(folder: Path | None = None) -> dict[str, Path]:
@@ -306,11 +306,7 @@ def built_in_studies(folder: Path | None = None) -> dict[str, Path]:
 
     While an earlier version of one is read, those that were kept with it go before today's.
     """
-    today = {
-        path.stem.replace("_", "-"): path
-        for path in sorted((folder or studies_folder()).glob("*.py"))
-        if not path.stem.startswith("_")
-    }
+    today = study_files(folder or studies_folder())
     kept = _kept_with.get() if folder is None else None
     return today if kept is None else {**today, **built_in_studies(kept)}
 
@@ -387,7 +383,7 @@ def bring_code(config: Config, source: str, study_file: str | None) -> Config:
     """Return a config with the code of its own data and its own model loaded.
 
     A config is data that may come from anywhere, so it never says which file to run: the user
-    does.
+    does, or the database of the user's search (`storage.studies.code_file`).
 
     Args:
         config: With or without own parts.
@@ -419,7 +415,7 @@ def bring_code(config: Config, source: str, study_file: str | None) -> Config:
 def _load_file(path: Path) -> Study:
     from dlnn_search.study import NAME_PATTERN, Study
 
-    name = path.stem.replace("_", "-").lower()
+    name = study_name(path)
     if not NAME_PATTERN.fullmatch(name):
         raise StudyError(
             f"Expected a study file named with letters, digits, '-' and '_' (it names the study), "

@@ -32,6 +32,7 @@ COMMANDS = {
     "storage backup": ["--all", "-o", "OUT/backup.zip"],
     "storage sweep": [],
     "studies": [],
+    "studies --all": [],
 }
 #: Root writes where nobody else may: for it the folder is mounted to read only.
 MOUNTED = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && cd "$0" && exec "$@"'

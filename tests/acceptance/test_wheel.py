@@ -66,6 +66,8 @@ def test_the_wheel_holds_the_studies_and_no_run_time_data(wheel: Path) -> None:
         assert f"dlnn_search/_studies/{path.name}" in names
     for path in (ROOT / "studies" / "best").glob("*.json"):
         assert f"dlnn_search/_studies/best/{path.name}" in names
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"dlnn_search/_docs/{path.name}" in names
     for path in (ROOT / "dlnn_search").rglob("*.py"):
         assert f"dlnn_search/{path.relative_to(ROOT / 'dlnn_search').as_posix()}" in names
     for name in names:

@@ -55,16 +55,23 @@ def test_the_study_of_own_code_runs_as_written_from_validation_to_the_test(tmp_p
     assert "configs work" in run(tmp_path, "validate", "./my_shapes.py")
     said = run(tmp_path, "start", "./my_shapes.py", "--workers", "1", "--trials", "2")
     assert "All 2 trials of my-shapes are done: 2 complete" in said
-    assert "evaluate best.json --study ./my_shapes.py" in said
+    assert "dlnn-search evaluate best.json\n" in said
     said = run(tmp_path, "export", "my-shapes", "-o", "best.json")
-    assert "evaluate best.json --study FILE" in said
+    assert "dlnn-search evaluate best.json\n" in said
     exported = (tmp_path / "best.json").read_text(encoding="utf-8")
     assert ".py" not in exported and str(tmp_path) not in exported
     assert json.loads(exported)["model"]["study"] == "my-shapes"
 
+    # The file that the search was started from is asked for only where it is gone.
+    (tmp_path / "moved").mkdir()
+    moved = file.rename(tmp_path / "moved" / file.name)
+    assert "evaluate best.json --study FILE\n" in run(
+        tmp_path, "export", "my-shapes", "-o", "best.json"
+    )
     said = run(tmp_path, "evaluate", "best.json", "--seeds", "1", code=2)
     assert "needs the own code of the study 'my-shapes'" in said
-    said = run(tmp_path, "evaluate", "best.json", "--study", "./my_shapes.py", "--seeds", "1")
+    moved.rename(file)
+    said = run(tmp_path, "evaluate", "best.json", "--seeds", "1")
     assert "Test of my-shapes" in said and "1 opening of the test split" in said
     tested = json.loads((tmp_path / "best-test" / "evaluation.json").read_text(encoding="utf-8"))
     assert tested["seeds"][0]["test"]["accuracy"] > 0.5  # chance is 0.33

@@ -16,9 +16,10 @@ MAX_LINES = 600
 
 
 def sources() -> list[Path]:
-    """Return the package's files, without the studies that a wheel has beside them."""
+    """Return the package's files, without the studies and documents that a wheel adds."""
     found = sorted(PACKAGE.rglob("*.py"))
-    return [path for path in found if "_studies" not in path.relative_to(PACKAGE).parts]
+    beside = {"_studies", "_docs"}
+    return [path for path in found if not beside & set(path.relative_to(PACKAGE).parts)]
 
 
 def test_the_package_has_no_more_files_than_it_needs() -> None:
