@@ -179,7 +179,7 @@ def _data(name: str, **options: Any) -> Data:
     try:
         data = resolve(Clocks(**given))
     except ValidationError as error:
-        raise UsageError(f"These clocks can't be:\n{explain(error)}") from error
+        raise UsageError(f"There are no such clocks: {explain(error)}.") from error
     assert isinstance(data, Clocks)
     drawn = {option: given[option] for option in given if option not in ("source", "image_size")}
     if data.source == "course" and drawn:

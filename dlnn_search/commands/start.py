@@ -29,7 +29,7 @@ from dlnn_search.report.live import LiveView
 from dlnn_search.results.advice import is_bug, mend_words
 from dlnn_search.results.status import StudyStatus, study_status
 from dlnn_search.storage.budget import Budget, budget_use, extend_budget
-from dlnn_search.storage.control import go_on, kept_rate, set_lease_seconds, set_reuse
+from dlnn_search.storage.control import go_on, in_short, kept_rate, set_lease_seconds, set_reuse
 from dlnn_search.storage.database import Database, open_database, storage_errors
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
@@ -328,8 +328,9 @@ def _run(
     status = prepared.status()
     if is_bug(status):
         raise StudyError(
-            f"The study '{stored.name}' was stopped: its trials failed by a bug, the last one so:\n"
-            f"{(status.control_reason or '').strip()}\n{mend_words(status)}"
+            f"The study '{stored.name}' was stopped since its trials failed by a bug, the last one "
+            f"with: {in_short(status.control_reason or '').rstrip('.')}. {mend_words(status)}",
+            details=(status.control_reason or "").strip(),
         )
     return Ended(status, by_itself)
 
