@@ -119,13 +119,13 @@ def _write_model(
 ) -> ExportedModel:
     import os
 
+    from dlnn_search.commands.export import export_model, kept_model
     from dlnn_search.training.runtime import import_tensorflow
 
+    kept = kept_model(database, stored, code)
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it computes nothing, and workers may have the GPU
     import_tensorflow()
-    from dlnn_search.commands.export import export_model
-
-    return export_model(database, stored, path, code)
+    return export_model(kept, path)
 
 
 def _read(config: str, study: str | None) -> Config:
@@ -171,7 +171,6 @@ def evaluate(
     read = _read(config, study)
     default = Path(config).with_name(f"{Path(config).stem}-test")
     with open_database(database_url_of(storage), create=True) as database:
-        _import_to_train()
         from dlnn_search.commands.evaluate import evaluate as run
         from dlnn_search.commands.evaluate import plan_evaluation
         from dlnn_search.report.evaluation import print_evaluation, progress
@@ -179,6 +178,7 @@ def evaluate(
         planned = plan_evaluation(
             read, database, n_seeds=seeds, default=default, output=output, again=again
         )
+        _import_to_train()
         with progress(read, planned.seeds) as on_epoch:
             tested = run(planned, database, on_epoch=on_epoch)
         n_openings = sum(one.data == title_of(read.data) for one in openings(database))
@@ -201,10 +201,12 @@ def crossvalidate(
         raise UsageError(f"Expected 2 to {MAX_FOLDS} folds, got --folds {folds}.")
     read = _read(config, study)
     files = files_folder(database_url_of(storage))
-    _import_to_train()
+    from dlnn_search.commands.evaluate import check_output
     from dlnn_search.commands.evaluate import crossvalidate as run
     from dlnn_search.report.evaluation import print_crossvalidation, progress
 
+    check_output(output)
+    _import_to_train()
     with progress(read, range(1, folds + 1), "fold") as on_epoch:
         validated = run(read, files, output, n_folds=folds, on_epoch=on_epoch)
     print_crossvalidation(make_console(), read, validated)
@@ -221,11 +223,12 @@ def predict(
     ] = None,
 ) -> None:
     """Read digits, garments or clocks from pictures of any size."""
+    from dlnn_search.commands.predict import check_arguments
+    from dlnn_search.commands.predict import predict as run
     from dlnn_search.training.runtime import import_tensorflow
 
+    check_arguments(model, pictures, draw)
     import_tensorflow()
-    from dlnn_search.commands.predict import predict as run
-
     for reading in run(model, pictures, draw):
         print(f"{reading.path}: {reading.words}", flush=True)
 

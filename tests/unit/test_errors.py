@@ -27,6 +27,7 @@ from dlnn_search.errors import (
 )
 from dlnn_search.launch.detached import last_words
 from dlnn_search.storage.control import in_short
+from dlnn_search.study.named_configs import NAMED
 
 README = Path(__file__).parents[2] / "README.md"
 NASTY = "ta\x1b[31msk\x1b]0;title\x07\r\n\tthree\x1b[2J\x9b1m\u202e\x00"
@@ -198,3 +199,77 @@ def test_what_libraries_warn_of_is_kept_from_the_terminal_but_not_the_users_own_
 def test_every_error_has_a_sentence_as_its_first_argument() -> None:
     error = DlnnSearchError("One.")
     assert (error.sentence, error.details, str(error)) == ("One.", "", "One.")
+
+
+AT_ONCE = """
+import sys
+
+from typer.testing import CliRunner
+
+from dlnn_search.cli import app
+
+for line in sys.stdin.read().splitlines():
+    done = CliRunner().invoke(app, line.split())
+    heavy = sorted({"tensorflow", "keras"} & set(sys.modules))
+    print(done.exit_code, heavy, line, "|", done.stderr.strip())
+"""
+REFUSES = '''\
+"""A study that refuses all."""
+
+import optuna
+
+from dlnn_search import Mnist, Study
+
+
+def space(trial):
+    raise optuna.TrialPruned
+
+
+study = Study(space=space, data=Mnist(), minimize="loss", epochs=1)
+'''
+REFUSED = """\
+predict none.keras a.png
+predict a.keras a.png
+predict digits.keras a.png
+predict digits.keras a.keras
+predict digits.keras a.keras --draw folder
+evaluate nowhere.json
+evaluate mnist_mlp --seeds 0
+evaluate mnist_mlp -o digits.json
+crossvalidate mnist_mlp --folds 1
+crossvalidate mnist_mlp -o nowhere/folds.json
+lr-range nothing
+lr-range mnist_mlp --low 2 --high 1
+lr-range mnist_mlp --batches 1
+lr-range mnist_mlp -o rates.txt
+lr-range mnist_mlp -o nowhere/rates.html
+validate nowhere.py
+validate refuses.py
+export mine -o best.json
+export mine --model best.txt
+export mine --model best.keras
+confirm mine --workers -1
+confirm mine
+retune mine --workers -1
+data preview mnits -o a.png
+"""
+
+
+def test_what_cannot_be_done_is_told_before_tensorflow_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "a.keras").touch()
+    (tmp_path / "digits.keras").touch()
+    (tmp_path / "digits.json").write_text(NAMED["mnist_mlp"]().to_json())
+    (tmp_path / "refuses.py").write_text(REFUSES)
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(README.parent)},
+        input=REFUSED,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REFUSED.splitlines()), done.stdout
+    for line in lines:
+        assert re.fullmatch(r"[2345] \[\] .* \| Error: .+", line), line
