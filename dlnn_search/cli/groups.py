@@ -129,7 +129,11 @@ def preview(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The PNG to draw, replaced if it is there.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Which training pictures to take.")] = 0,
+    one: Annotated[
+        bool,
+        typer.Option("--one", help="A single picture to try 'predict' on, not trained on."),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Which pictures to take.")] = 0,
     source: Source = None,
     size: Size = None,
     images_per_time: ImagesPerTime = None,
@@ -139,7 +143,7 @@ def preview(
         int | None, typer.Option(help="Rendered clocks: which ones. [default: 0]")
     ] = None,
 ) -> None:
-    """Draw a labelled grid of training pictures."""
+    """Draw a labelled grid of training pictures, or a single picture to predict."""
     data = _data(
         name,
         source=source,
@@ -149,8 +153,12 @@ def preview(
         difficulty=difficulty,
         render_seed=render_seed,
     )
-    from dlnn_search.data.catalog import draw_preview
+    from dlnn_search.data.catalog import draw_one, draw_preview
 
+    if one:
+        shown = draw_one(data, output, seed=seed)
+        typer.echo(f"Wrote {output}, which shows: {shown}")
+        return
     n_images = draw_preview(data, output, seed=seed)
     typer.echo(f"Drew {n_images} training pictures into {output}")
 
