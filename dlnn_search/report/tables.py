@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dlnn_search.errors import one_line
 from dlnn_search.metrics import count_words, duration, metric_name, metric_value
 from dlnn_search.pruners import CONVERGED
 from dlnn_search.results.advice import mend_words
@@ -91,9 +92,7 @@ def print_trials(
         line.append(f"  {value}, {at}, {duration(trial.seconds)}")
         console.print(line)
         if trial.reason:
-            print_indented(
-                console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7
-            )
+            print_indented(console, one_line(trial.reason)[:REASON_CHARACTERS], "red", by=7)
         print_indented(console, params_words(params.get(trial.trial_id, {})), "dim", by=7)
 
 
@@ -107,10 +106,11 @@ def print_indented(console: Console, text: str, style: str = "dim", *, by: int =
 
 def params_words(params: Mapping[str, Any]) -> str:
     """Return `name=value` of each parameter, numbers to four digits."""
-    return " ".join(f"{name}={_short(value)}" for name, value in params.items())
+    return " ".join(f"{name}={short(value)}" for name, value in params.items())
 
 
-def _short(value: Any, digits: int = 4) -> str:
+def short(value: Any, digits: int = 4) -> str:
+    """Return a parameter's value, a number to so many digits."""
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
@@ -131,7 +131,7 @@ def print_best(
         f"epoch {trial.best_epoch} of {trial.epochs_done}, {duration(trial.seconds)}\n",
         style="bold",
     )
-    shown = {name: _short(value) for name, value in params.get(trial.trial_id, {}).items()}
+    shown = {name: short(value) for name, value in params.get(trial.trial_id, {}).items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
         say(console, f"  {name:<{width}}  {text}")
@@ -458,7 +458,7 @@ def print_narrowing(console: Console, narrowing: Narrowing) -> None:
             cells = [declared_words(distribution)] if i == 0 else []
             cells += [part_words(region["parameters"].get(name)) for region in block]
             if is_last and narrowing.best is not None:
-                cells.append(_short(narrowing.best.params.get(name, "-"), 3))
+                cells.append(short(narrowing.best.params.get(name, "-"), 3))
             table.add_row(name, *cells)
         console.print(table)
     for edge in narrowing.edges:
@@ -470,11 +470,11 @@ def declared_words(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))
     assert isinstance(distribution, Numeric)
-    words = f"{_short(distribution.low, 3)} to {_short(distribution.high, 3)}"
+    words = f"{short(distribution.low, 3)} to {short(distribution.high, 3)}"
     if distribution.log:
         return f"{words}, log"
     is_plain = distribution.step is None or distribution.step == 1
-    return words if is_plain else f"{words}, by {_short(distribution.step, 3)}"
+    return words if is_plain else f"{words}, by {short(distribution.step, 3)}"
 
 
 def part_words(part: dict[str, Any] | None) -> str:
@@ -484,7 +484,7 @@ def part_words(part: dict[str, Any] | None) -> str:
     if "odds" in part:
         both = sorted(zip(part["odds"], part["choices"], strict=True), key=lambda pair: -pair[0])
         return ", ".join(f"{choice} {odds:.0%}" for odds, choice in both)
-    return f"{_short(part['low'], 3)} to {_short(part['high'], 3)}"
+    return f"{short(part['low'], 3)} to {short(part['high'], 3)}"
 
 
 BAR_COLUMNS = 40

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 from dlnn_search.errors import StorageError
 from dlnn_search.storage.budget import BudgetUse, budget_use, counts_of
 from dlnn_search.storage.control import orders
-from dlnn_search.storage.database import Database, open_database
+from dlnn_search.storage.database import Database, open_database, storage_errors
 from dlnn_search.storage.studies import StoredStudy, all_studies
 from dlnn_search.storage.trials import (
     Failures,
@@ -43,6 +45,8 @@ class StudyStatus:
     """run, pause, stop or stop_now."""
     control_reason: str | None
     failures: Sequence[Failures]
+    best_params: Mapping[str, Any] = field(default_factory=dict)
+    """Of the best trial, in the space's order; none where its config was given."""
 
     @property
     def n_done(self) -> int:
@@ -100,7 +104,16 @@ def study_status(database: Database, study: StoredStudy) -> StudyStatus:
         control=asked.control,
         control_reason=asked.reason,
         failures=failures_of(database, study.id) if counts.get("failed") else (),
+        best_params=_params_of(database, best[0]) if best else {},
     )
+
+
+def _params_of(database: Database, trial: Trial) -> Mapping[str, Any]:
+    # A study that was deleted in the dashboard has no trials of Optuna's any more.
+    with storage_errors(database.url), suppress(KeyError):
+        if trial.trial_id is not None:
+            return dict(database.optuna.get_trial(trial.trial_id).params)
+    return {}
 
 
 def statuses_at(url: str) -> Mapping[str, StudyStatus]:
