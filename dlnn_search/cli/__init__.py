@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -21,6 +22,7 @@ from dlnn_search.cli import groups
 from dlnn_search.cli import insight as cli_insight
 from dlnn_search.cli import results as cli_results
 from dlnn_search.cli import search as cli_search
+from dlnn_search.cli.options import storage_words
 from dlnn_search.errors import DlnnSearchError, ExitCode, error_words, one_line, wrapped
 from dlnn_search.files import is_users_code
 from dlnn_search.secret import STORAGE_PASSWORD, hidden, taken_off_command_line
@@ -32,9 +34,11 @@ class _Group(TyperGroup):
     """Turns errors into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        typed = [*ctx._protected_args, *ctx.args]  # they are gone afterwards
         try:
             return super().invoke(ctx)
         except DlnnSearchError as error:
+            error.sentence = self._with_storage(error.sentence, typed)
             _say(error, debug=ctx.params.get("debug"))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
@@ -51,6 +55,26 @@ class _Group(TyperGroup):
                 told = _bug(error, debug=debug)
             _say(told, debug=debug)
             raise typer.Exit(told.exit_code) from error
+
+    def _with_storage(self, sentence: str, typed: list[str]) -> str:
+        """Name the database that was named in the commands that a message advises, too."""
+        given = [typed[place + 1] for place in range(len(typed) - 1) if typed[place] == "--storage"]
+        given += [word.partition("=")[2] for word in typed if word.startswith("--storage=")]
+        if not given or "'dlnn-search " not in sentence:
+            return sentence
+        where = storage_words(given[-1])
+
+        def completed(match: re.Match[str]) -> str:
+            name, others = match[1], match[2]
+            command: Any = self.commands.get(name)
+            if name == "storage":
+                command = command.commands.get(others.split()[0]) if others.split() else None
+            takes_it = any("--storage" in option.opts for option in getattr(command, "params", ()))
+            if not takes_it or "--storage" in others:
+                return match[0]
+            return f"'dlnn-search {name}{others}{where}'"
+
+        return re.sub(r"'dlnn-search ([\w-]+)([^']*)'", completed, sentence)
 
 
 def _say(error: DlnnSearchError, *, debug: bool) -> None:

@@ -49,14 +49,15 @@ def trials(study: StudyArgument, storage: StorageOption = None) -> None:
 def best(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show a study's best trial: value, parameters, metrics."""
     from dlnn_search.report.tables import print_best
-    from dlnn_search.results.status import best_trials
+    from dlnn_search.results.advice import next_words
+    from dlnn_search.results.status import best_trials, study_status
     from dlnn_search.storage.trials import curve_of_slot
 
     with open_study("best", study, storage) as (database, stored):
         found = best_trials(database, stored, 1)
         if not found:
             raise UsageError(
-                f"'{study}' has no complete trial yet. Search with 'dlnn-search start {study}'."
+                f"'{study}' has no complete trial yet. {next_words(study_status(database, stored))}"
             )
         points = curve_of_slot(database, found[0].slot_id)
         params = params_by_trial(database, study)

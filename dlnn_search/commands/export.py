@@ -15,8 +15,9 @@ from dlnn_search.data import image_shape
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import written_whole
 from dlnn_search.metrics import count_words, metric_name, metric_value
+from dlnn_search.results.advice import next_words
 from dlnn_search.results.confirmation import Candidate, Confirmation, confirmation, interval_words
-from dlnn_search.results.status import best_trials
+from dlnn_search.results.status import best_trials, study_status
 from dlnn_search.storage.budget import counts_of
 from dlnn_search.storage.checkpoints import Artifact, artifacts_of, inside, place_of, sha256_of
 from dlnn_search.storage.database import Database
@@ -130,8 +131,8 @@ def best_configs(database: Database, study: StoredStudy, n: int) -> list[Config]
         found.setdefault(config.fingerprint(), config)
     if not found:
         raise UsageError(
-            f"Expected a complete trial of '{study.name}', it has 0 complete trials. "
-            f"Search on with 'dlnn-search start {study.name}'."
+            f"Expected a complete trial of '{study.name}', which has 0 complete trials. "
+            f"{next_words(study_status(database, study))}"
         )
     return list(found.values())[:n]
 

@@ -16,11 +16,12 @@ from rich.text import Text
 from dlnn_search.errors import one_line
 from dlnn_search.metrics import count_words, duration, metric_name, metric_value
 from dlnn_search.pruners import CONVERGED
-from dlnn_search.results.advice import mend_words
+from dlnn_search.results.advice import extension, mend_words
 from dlnn_search.results.comparison import Importances, Narrowing, Progress, differences
 from dlnn_search.results.status import StudyStatus
 from dlnn_search.samplers.observations import Numeric
 from dlnn_search.storage.budget import time_words
+from dlnn_search.storage.control import in_short
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.trials import Point, Trial
@@ -199,15 +200,14 @@ def print_end(
     elif reason in (USED_UP, REFUSES_ALL):
         words = f"{reason}\n{done} are done; the rest of the budget is untouched."
     elif limit is not None:
-        option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)
         words = (
-            f"The budget is {status.use.exhausted}; what was begun is kept. Extend it:\n"
-            f"  {again} {option or '--deadline'} ...{storage}"
+            f"The budget is {status.use.exhausted}. What was begun is kept. Extend it:\n"
+            f"  {again} {extension(status.use)}{storage}"
         )
     else:
         words = f"Stopped after {done}; what was begun is kept. Go on with:\n  {again}{storage}"
         if status.control != "run" and reason:
-            words += f"\nAsked for by {reason}"
+            words += f"\nAsked for by {in_short(reason)}"
     say(console, words)
     best = status.best
     if best is None or best.value is None:
@@ -215,7 +215,7 @@ def print_end(
             look = f"dlnn-search trials {status.name}{storage}"
             say(console, f"No trial came to its end. See why: {look}")
         if status.is_fruitless:
-            say(console, f"{mend_words(status)}\n  {again} --fresh{storage}")
+            say(console, mend_words(status, f"{again} --fresh{storage}"))
     elif not is_linked:
         say(
             console,

@@ -262,7 +262,7 @@ def look_up(database: Database, name: str) -> StoredStudy:
     check_not_renamed(name, known.values())
     hint = did_you_mean(name, known)
     if "Did you mean" not in hint:
-        hint += f" Begin it with 'dlnn-search start {name}'."
+        hint += " 'dlnn-search studies' lists what can be started."
     raise UsageError(f"The database {database.shown} has no study '{name}'.{hint}")
 
 
@@ -282,8 +282,8 @@ def check_not_renamed(name: str, known: Iterable[StoredStudy]) -> None:
     for study in known:
         if name in study.earlier_names:
             raise UsageError(
-                f"The study '{name}' was renamed to '{study.name}'. Name it so, or give a new "
-                "study another name (copy its file)."
+                f"The study '{name}' was renamed to '{study.name}'. Use that name. For a new "
+                "study, copy the file under another name."
             )
 
 
