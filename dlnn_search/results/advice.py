@@ -234,9 +234,10 @@ def _out_of_memory(facts: Facts) -> Iterator[str]:
     if not n:
         return
     on_gpu = any(worker.gpu is not None for worker in facts.status.workers)
+    option = "--workers-per-gpu" if on_gpu else "--workers"
     yield (
-        f"Trials ran out of memory {count_words(n, 'time')}. Lower the upper end of the batch size or of the "
-        f"networks' size, or start with fewer {'--workers-per-gpu' if on_gpu else '--workers'}."
+        f"Trials ran out of memory {count_words(n, 'time')}. Lower the upper end of the batch size "
+        f"or of the networks' size, or start with fewer {option}."
     )
 
 

@@ -77,7 +77,7 @@ def texts() -> Iterator[tuple[str, str]]:
             return str(node.value)
         if isinstance(node, ast.JoinedStr):
             return "".join(map(of, node.values))
-        return "1"
+        return "\0"
 
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -91,7 +91,8 @@ def texts() -> Iterator[tuple[str, str]]:
         for node in ast.walk(tree):
             is_text = isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", 0), str)
             if is_text and id(node) not in no_text and isinstance(node, ast.expr):
-                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", of(node)
+                text = re.sub(r"(?<=\w)\0+", "", of(node)).replace("\0", "1")
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", text
 
 
 def commands_in(text: str) -> list[str]:
