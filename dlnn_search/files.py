@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,18 @@ CHECKPOINT = "last.npz"
 
 _GENERATION = re.compile(r"last(?:-(\d+))?\.npz", re.ASCII)
 _PARTIAL = re.compile(r"\.last(?:-\d+)?\.npz\.\d+(?:\.npz)?", re.ASCII)
+
+#: Where no user writes: this package, Python's own library, and what is installed.
+_OTHERS_CODE = (
+    Path(__file__).parent,
+    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")),
+)
+
+
+def is_users_code(file: str) -> bool:
+    """Whether a file of code is the user's own: none of ours, of Python's or of a library's."""
+    path = Path(file)
+    return path.is_file() and not any(map(path.is_relative_to, _OTHERS_CODE))
 
 
 @contextmanager

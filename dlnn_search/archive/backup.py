@@ -352,8 +352,8 @@ def _marked(source: Database, target: Database, names: Sequence[str]) -> Iterato
             if n_training:
                 raise UsageError(
                     f"{n_training} worker{'s' if n_training > 1 else ''} of '{row.name}' "
-                    f"train{'' if n_training > 1 else 's'} just now. Stop them first: "
-                    f"dlnn-search stop {row.name} --now (their trials go on in the new database)."
+                    f"train{'' if n_training > 1 else 's'} just now. Stop them first with "
+                    f"'dlnn-search stop {row.name} --now'. Their trials go on in the new database."
                 )
         connection.execute(
             table.update()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -18,22 +21,24 @@ from dlnn_search.cli import groups
 from dlnn_search.cli import insight as cli_insight
 from dlnn_search.cli import results as cli_results
 from dlnn_search.cli import search as cli_search
-from dlnn_search.cli.options import HelpCommand, HelpGroup
-from dlnn_search.errors import DlnnSearchError, ExitCode
-from dlnn_search.files import shipped
+from dlnn_search.cli.options import HelpCommand, HelpGroup, storage_words
+from dlnn_search.errors import DlnnSearchError, ExitCode, error_words, one_line, wrapped
+from dlnn_search.files import is_users_code, shipped
 from dlnn_search.secret import STORAGE_PASSWORD, hidden, taken_off_command_line
+
+_log = logging.getLogger(__name__)
 
 
 class _Group(HelpGroup):
     """Turns errors into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        typed = [*ctx._protected_args, *ctx.args]  # they are gone afterwards
         try:
             return super().invoke(ctx)
         except DlnnSearchError as error:
-            if ctx.params.get("debug"):
-                _print_traceback()
-            print(f"Error: {hidden(str(error))}", file=sys.stderr)
+            error.sentence = self._with_storage(error.sentence, typed)
+            _say(error, debug=ctx.params.get("debug"))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
@@ -44,24 +49,55 @@ class _Group(HelpGroup):
         except Exception as error:
             if _is_typers(error):
                 raise
-            if (lacking := _lacking(error)) is not None:
-                print(f"Error: {lacking}", file=sys.stderr)
-                raise typer.Exit(lacking.exit_code) from error
-            what_to_do = "Run the command again with --debug for the traceback, and report it."
-            if ctx.params.get("debug"):
-                _print_traceback()
-                what_to_do = "Report it with the traceback above."
-            said = hidden(str(error))
-            print(
-                f"Error: this is a bug of dlnn-search: {type(error).__name__}: {said}\n"
-                + what_to_do,
-                file=sys.stderr,
-            )
-            raise typer.Exit(ExitCode.BUG) from error
+            debug = ctx.params.get("debug")
+            if (told := _lacking(error)) is None:
+                told = _bug(error, debug=debug)
+            _say(told, debug=debug)
+            raise typer.Exit(told.exit_code) from error
+
+    def _with_storage(self, sentence: str, typed: list[str]) -> str:
+        """Name the database that was named in the commands that a message advises, too."""
+        given = [typed[place + 1] for place in range(len(typed) - 1) if typed[place] == "--storage"]
+        given += [word.partition("=")[2] for word in typed if word.startswith("--storage=")]
+        if not given or "'dlnn-search " not in sentence:
+            return sentence
+        where = storage_words(given[-1])
+
+        def completed(match: re.Match[str]) -> str:
+            name, others = match[1], match[2]
+            command: Any = self.commands.get(name)
+            if name == "storage":
+                command = command.commands.get(others.split()[0]) if others.split() else None
+            takes_it = any("--storage" in option.opts for option in getattr(command, "params", ()))
+            if not takes_it or "--storage" in others:
+                return match[0]
+            return f"'dlnn-search {name}{others}{where}'"
+
+        return re.sub(r"'dlnn-search ([\w-]+)([^']*)'", completed, sentence)
 
 
-def _print_traceback() -> None:
-    print(hidden(traceback.format_exc()), end="", file=sys.stderr)
+def _say(error: DlnnSearchError, *, debug: bool) -> None:
+    """Print an error, wrapped at the width of a terminal; with `--debug` the traceback first."""
+    if debug:
+        print(hidden(traceback.format_exc()), end="", file=sys.stderr)
+    words = hidden(error_words(error))
+    if sys.stderr.isatty():
+        with suppress(OSError):  # a terminal that does not know its width
+            words = wrapped(words, os.get_terminal_size(sys.stderr.fileno()).columns or len(words))
+    print(words, file=sys.stderr)
+
+
+def _bug(error: Exception, *, debug: bool) -> DlnnSearchError:
+    """Return an unexpected error in words."""
+    what_to_do = (
+        "Report it with the traceback above."
+        if debug
+        else "Run the command again with --debug for the traceback, and report it."
+    )
+    said = f"{type(error).__name__}: {error}".rstrip(". :")
+    told = DlnnSearchError(f"this is a bug of dlnn-search: {said}. {what_to_do}")
+    told.exit_code = ExitCode.BUG
+    return told
 
 
 def _lacking(error: Exception) -> DlnnSearchError | None:
@@ -156,11 +192,50 @@ def _root(
 def main() -> None:
     """Run the command line; `--debug` may stand anywhere."""
     _hide_password()
+    _quiet_libraries()
     others = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if len(others) < len(sys.argv) - 1:
         sys.argv[1:] = ["--debug", *others]
     with _ending_by_signals():
         app(prog_name="dlnn-search")
+
+
+class _Silent(logging.Logger):
+    """A library's logger that takes no handler which would write to the terminal."""
+
+    def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802
+        if isinstance(hdlr, logging.NullHandler):
+            super().addHandler(hdlr)
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say to developers off the terminal; a worker's log gets the warnings.
+
+    Before they are imported, which takes seconds: so all commands have it.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of each model that it traces anew
+    plain = logging.getLoggerClass()
+    logging.setLoggerClass(_Silent)
+    logging.getLogger("optuna").addHandler(logging.NullHandler())
+    logging.setLoggerClass(plain)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning of the user's own code in one line, and log those of libraries."""
+    said = one_line(str(message))
+    if is_users_code(filename) and not category.__module__.startswith("optuna."):
+        print(f"Warning: {hidden(said)} ({filename}, line {lineno})", file=sys.stderr)
+    else:
+        _log.info("%s: %s (%s, line %d)", category.__name__, said, filename, lineno)
 
 
 @contextmanager

@@ -226,15 +226,17 @@ def _answer(found: StudyStatus, control: str, changed: bool, where: str) -> list
         f"{name} {state[control]}{already}"
         + (f": {who} {does[control]}." if n else "; no worker is at it.")
     ]
-    if control in ("stop", "stop_now"):
+    if found.use.exhausted is not None:
+        from dlnn_search.results.advice import extension
+
+        lines.append(
+            f"Nothing is left to do: the budget is {found.use.exhausted}.\n"
+            f"Extend it: dlnn-search start {name} {extension(found.use)}{where}"
+        )
+    elif control in ("stop", "stop_now"):
         lines.append(f"Go on later: dlnn-search start {name}{where}")
     elif control == "pause":
         lines.append(f"Go on: dlnn-search resume {name}{where}")
-    elif found.use.exhausted is not None:
-        lines.append(
-            f"Nothing is left to do, the budget is {found.use.exhausted}. "
-            f"Extend it: dlnn-search start {name} --trials {2 * found.budget}{where}"
-        )
     elif not n:
         lines.append(
             f"Start some: dlnn-search start {name} --workers 2{where}\n"

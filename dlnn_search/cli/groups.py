@@ -163,6 +163,10 @@ def preview(
         Path,
         typer.Option("--output", "-o", metavar="FILE.png", help="File to write or to replace."),
     ],
+    one: Annotated[
+        bool,
+        typer.Option("--one", help="Draw a single picture to try 'predict' on, not trained on."),
+    ] = False,
     seed: Annotated[
         int,
         typer.Option("--seed", metavar="N", min=0, help="Seed of the choice of pictures."),
@@ -181,7 +185,7 @@ def preview(
         ),
     ] = None,
 ) -> None:
-    """Draw labelled training pictures into a PNG."""
+    """Draw labelled training pictures, or one picture to read."""
     data = _data(
         name,
         source=source,
@@ -191,8 +195,12 @@ def preview(
         difficulty=difficulty,
         render_seed=render_seed,
     )
-    from dlnn_search.data.catalog import draw_preview
+    from dlnn_search.data.catalog import draw_one, draw_preview
 
+    if one:
+        shown = draw_one(data, output, seed=seed)
+        typer.echo(f"Wrote {output}, which shows: {shown}")
+        return
     n_images = draw_preview(data, output, seed=seed)
     typer.echo(f"Drew {n_images} training pictures into {output}")
 
@@ -221,7 +229,7 @@ def _data(name: str, **options: Any) -> Data:
     try:
         data = resolve(Clocks(**given))
     except ValidationError as error:
-        raise UsageError(f"These clocks can't be:\n{explain(error)}") from error
+        raise UsageError(f"There are no such clocks: {explain(error)}.") from error
     assert isinstance(data, Clocks)
     drawn = {option: given[option] for option in given if option not in ("source", "image_size")}
     if data.source == "course" and drawn:

@@ -108,12 +108,13 @@ def lr_range(
     keep: Annotated[bool, typer.Option("--keep", hidden=True)] = False,
 ) -> None:
     """Find learning rates that work (range test)."""
-    from dlnn_search.commands.trying import make_test, subject_of, write_sweep
+    from dlnn_search.commands.trying import check_range, make_test, subject_of, write_sweep
     from dlnn_search.report.figures import sweep_page
     from dlnn_search.report.tables import print_sweep
     from dlnn_search.training.runtime import import_tensorflow
 
     url = database_url_of(storage)
+    check_range(low=low, high=high, n_batches=batches, output=output)
     subject = subject_of(config, url, quick=quick, study_file=study)
     import_tensorflow()
 
@@ -150,6 +151,7 @@ def confirm(
     from dlnn_search.commands.confirm import plan_confirmation
     from dlnn_search.report.figures import confirmation_figure
 
+    _check_workers(workers)
     url = database_url_of(storage)
     with open_study("confirm", study, storage) as (database, stored):
         planned = plan_confirmation(database, stored, top=top, seeds=seeds, study_file=code)
@@ -180,6 +182,7 @@ def retune(
     from dlnn_search.report.evaluation import print_retuning
     from dlnn_search.results.confirmation import retuning
 
+    _check_workers(workers)
     console, url = make_console(), database_url_of(storage)
     with open_study("retune", study, storage) as (database, stored):
         planned = plan_retuning(database, stored, steps=steps, factor=factor, study_file=code)
@@ -229,13 +232,16 @@ def _print_export(stored: StoredStudy, result: Confirmation, where: str) -> None
         print(f"\nExport it: dlnn-search export {stored.name} -o best.json{where}")
 
 
+def _check_workers(n_workers: int) -> None:
+    if n_workers < 0:
+        raise UsageError(f"Expected 0 workers or more, got --workers {n_workers}.")
+
+
 def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: str) -> bool:
     """Train a linked study's trials, and return whether that came to its end."""
     from dlnn_search.commands.start import Wishes, start
     from dlnn_search.report.live import LiveView
 
-    if n_workers < 0:
-        raise UsageError(f"Expected 0 workers or more, got --workers {n_workers}.")
     console, name = make_console(), planned.study.name
     arguments = [name, *(["--study", code] if code else [])]
     if n_workers == 0:

@@ -96,14 +96,15 @@ def trials(
 def best(study: StudyArgument, storage: StorageOption = None) -> None:
     """Show the best trial: value, parameters, metrics."""
     from dlnn_search.report.tables import print_best
-    from dlnn_search.results.status import best_trials, params_by_number
+    from dlnn_search.results.advice import next_words
+    from dlnn_search.results.status import best_trials, params_by_number, study_status
     from dlnn_search.storage.trials import curve_of_slot
 
     with open_study("best", study, storage) as (database, stored):
         found = best_trials(database, stored, 1)
         if not found:
             raise UsageError(
-                f"'{study}' has no complete trial yet. Search with 'dlnn-search start {study}'."
+                f"'{study}' has no complete trial yet. {next_words(study_status(database, stored))}"
             )
         points = curve_of_slot(database, found[0].slot_id)
         params = params_by_number(database, stored.name)[found[0].number]
@@ -175,13 +176,13 @@ def _write_model(
 ) -> ExportedModel:
     import os
 
+    from dlnn_search.commands.export import export_model, kept_model
     from dlnn_search.training.runtime import import_tensorflow
 
+    kept = kept_model(database, stored, code)
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # it computes nothing, and workers may have the GPU
     import_tensorflow()
-    from dlnn_search.commands.export import export_model
-
-    return export_model(database, stored, path, code)
+    return export_model(kept, path)
 
 
 def _read(config: str, study: str | None, url: str) -> Config:
@@ -237,7 +238,6 @@ def evaluate(
     read = _read(config, study, url)
     default = Path(config).with_name(f"{Path(config).stem}-test")
     with open_database(url, create=True) as database:
-        _import_to_train()
         from dlnn_search.commands.evaluate import evaluate as run
         from dlnn_search.commands.evaluate import plan_evaluation
         from dlnn_search.report.evaluation import print_evaluation, progress
@@ -245,6 +245,7 @@ def evaluate(
         planned = plan_evaluation(
             read, database, n_seeds=seeds, default=default, output=output, again=again
         )
+        _import_to_train()
         with progress(read, planned.seeds) as on_epoch:
             tested = run(planned, database, on_epoch=on_epoch)
         n_openings = sum(one.data == title_of(read.data) for one in openings(database))
@@ -271,10 +272,12 @@ def crossvalidate(
     url = database_url_of(storage)
     read = _read(config, study, url)
     files = files_folder(url)
-    _import_to_train()
+    from dlnn_search.commands.evaluate import check_output
     from dlnn_search.commands.evaluate import crossvalidate as run
     from dlnn_search.report.evaluation import print_crossvalidation, progress
 
+    check_output(output)
+    _import_to_train()
     with progress(read, range(1, folds + 1), "fold") as on_epoch:
         validated = run(read, files, output, n_folds=folds, on_epoch=on_epoch)
     print_crossvalidation(make_console(), read, validated)
@@ -295,11 +298,12 @@ def predict(
     ] = None,
 ) -> None:
     """Read pictures with an exported model."""
+    from dlnn_search.commands.predict import check_arguments
+    from dlnn_search.commands.predict import predict as run
     from dlnn_search.training.runtime import import_tensorflow
 
+    check_arguments(model, pictures, draw)
     import_tensorflow()
-    from dlnn_search.commands.predict import predict as run
-
     for reading in run(model, pictures, draw):
         print(f"{reading.path}: {reading.words}", flush=True)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +27,9 @@ from dlnn_search.cli.options import (
     storage_words,
 )
 from dlnn_search.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from dlnn_search.report.tables import Checked
 
 
 def studies(
@@ -447,18 +451,32 @@ def validate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Check the study's small version.")
     ] = False,
+    code: StudyOfConfigOption = None,
+    storage: StorageOption = None,
 ) -> None:
     """Check a study: build and train some of its models."""
-    from dlnn_search.study.finding import load_study
-    from dlnn_search.training.runtime import import_tensorflow
-
-    loaded = load_study(study, quick=quick)
-    import_tensorflow()
+    from dlnn_search.commands.confirm import find_study
+    from dlnn_search.commands.trying import draws_of
     from dlnn_search.commands.trying import validate as run
     from dlnn_search.report.tables import print_checks
+    from dlnn_search.training.runtime import import_tensorflow
 
-    if print_checks(make_console(), loaded, run(loaded)):
+    loaded = find_study(study, database_url_of(storage), quick=quick, study_file=code)
+    draws = draws_of(loaded)
+    import_tensorflow()
+    if print_checks(make_console(), loaded, _counted(run(draws), len(draws))):
         raise typer.Exit(ExitCode.STUDY)
+
+
+def _counted(checks: Iterable[Checked], n: int) -> Iterator[Checked]:
+    """Show at a terminal how far it is."""
+    is_shown = sys.stderr.isatty()
+    for number, check in enumerate(checks, start=1):
+        if is_shown:
+            print(f"\r{number} of {n} configs", end="", file=sys.stderr, flush=True)
+        yield check
+    if is_shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def doctor(storage: StorageOption = None) -> None:

@@ -15,8 +15,9 @@ from dlnn_search.config import Config
 from dlnn_search.config.training import fresh_seeds, is_of
 from dlnn_search.errors import DlnnSearchError, StorageError, StudyError, UsageError
 from dlnn_search.metrics import loss_sign
+from dlnn_search.results.advice import next_words
 from dlnn_search.results.confirmation import confirmation
-from dlnn_search.results.status import best_trials
+from dlnn_search.results.status import best_trials, study_status
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.halves import Kind, is_linked_name, linked_name, parent_and_kind
 from dlnn_search.storage.studies import (
@@ -360,6 +361,5 @@ def _check_searched(database: Database, study: StoredStudy) -> None:
         )
     if not best_trials(database, study, 1):
         raise UsageError(
-            f"'{study.name}' has no complete trial yet. "
-            f"Search with 'dlnn-search start {study.name}'."
+            f"'{study.name}' has no complete trial yet. {next_words(study_status(database, study))}"
         )

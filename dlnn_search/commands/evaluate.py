@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,10 @@ from dlnn_search.storage.checkpoints import CROSSVALIDATIONS, evaluation_folder,
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.ledger import LedgerEntry, Opening, earlier_tests, is_same
 from dlnn_search.storage.studies import family_of, seeds_of
-from dlnn_search.training.fit import Decision, Epoch, best_model, fit
 from dlnn_search.training.runtime import resolve_precision
+
+if TYPE_CHECKING:  # what can be refused is refused before TensorFlow is imported
+    from dlnn_search.training.fit import Decision, Epoch
 
 
 def crossvalidate(
@@ -54,8 +57,9 @@ def crossvalidate(
         UsageError: If `output` could not be written, before hours of training.
         DlnnSearchError: If data, disk or training fail.
     """
-    if output is not None:
-        _check_output(output)
+    check_output(output)
+    from dlnn_search.training.fit import Decision, fit
+
     config = config.model_copy(update={"data": data.resolve(config.data)})
     folds = data.load_folds(config.data, n_folds, config.training.curriculum)
     config = resolve_precision(config, folds[0].train.image_shape)
@@ -75,7 +79,14 @@ def crossvalidate(
     return validated
 
 
-def _check_output(path: Path) -> None:
+def check_output(path: Path | None) -> None:
+    """Refuse a file for the folds' results that cannot be written, without TensorFlow.
+
+    Raises:
+        UsageError: If it is a folder, or its folder does not exist.
+    """
+    if path is None:
+        return
     if path.is_dir():
         raise UsageError(f"Expected a file to write, got the folder '{path}': -o {path}/folds.json")
     if not path.parent.is_dir():
@@ -166,10 +177,11 @@ def plan_evaluation(
     for opening in [] if again else chain(*before):
         tested.setdefault(opening.seed, opening)
     folder = output if output is not None else _first_free(default, config)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"Expected a folder for the results, got the file '{folder}': -o FOLDER")
     if not _is_free(folder, config):
         raise UsageError(
-            f"'{folder}' holds the results of another evaluation, which stay. "
-            "Name another folder with -o."
+            f"'{folder}' holds the results of another evaluation. Name another folder with -o."
         )
     return Planned(config, tuple(seeds), checkpoints, folder, tested)
 
@@ -191,6 +203,8 @@ def evaluate(
         UsageError: If the folder cannot be made.
         DlnnSearchError: If data, disk, database or training fail.
     """
+    from dlnn_search.training.fit import Decision, fit
+
     config, folder = planned.config, planned.output
     images = data.load(config.data, config.training.curriculum)
     config = resolve_precision(config, images.train.image_shape)
@@ -266,6 +280,7 @@ def _test_one(config: Config, test: Split, checkpoint: Path, folder: Path) -> Ma
     """Measure one trained model on the test split, and keep model, predictions and picture."""
     from dlnn_search.models.heads import head_of
     from dlnn_search.report.evaluation import draw_confusion, draw_worst_clocks
+    from dlnn_search.training.fit import best_model
     from dlnn_search.training.portable import save_portable
     from dlnn_search.training.step import predict
 

@@ -15,8 +15,9 @@ from dlnn_search.data import image_shape
 from dlnn_search.errors import StorageError, StudyError, UsageError
 from dlnn_search.files import written_whole
 from dlnn_search.metrics import count_words, metric_name, metric_value
+from dlnn_search.results.advice import next_words
 from dlnn_search.results.confirmation import Candidate, Confirmation, confirmation, interval_words
-from dlnn_search.results.status import best_trials
+from dlnn_search.results.status import best_trials, study_status
 from dlnn_search.storage.budget import counts_of
 from dlnn_search.storage.checkpoints import Artifact, artifacts_of, inside, place_of, sha256_of
 from dlnn_search.storage.database import Database
@@ -130,8 +131,8 @@ def best_configs(database: Database, study: StoredStudy, n: int) -> list[Config]
         found.setdefault(config.fingerprint(), config)
     if not found:
         raise UsageError(
-            f"Expected a complete trial of '{study.name}', it has 0 complete trials. "
-            f"Search on with 'dlnn-search start {study.name}'."
+            f"Expected a complete trial of '{study.name}', which has 0 complete trials. "
+            f"{next_words(study_status(database, study))}"
         )
     return list(found.values())[:n]
 
@@ -223,41 +224,70 @@ class ExportedModel:
     words: str
 
 
-def export_model(
-    database: Database, study: StoredStudy, path: Path, study_file: str | None
-) -> ExportedModel:
-    """Write the model of a study's best trial, as the search left it after its best epoch.
+@dataclass(frozen=True)
+class KeptModel:
+    """A trained model that the database knows of.
 
-    The confirmed winner's, if there is one. The file is there whole or not at all.
+    Attributes:
+        config: With its own code.
+        folder: Of its checkpoint.
+        study: Whose best trial's it is.
+    """
+
+    config: Config
+    folder: Path
+    study: str
+
+
+def kept_model(database: Database, study: StoredStudy, study_file: str | None) -> KeptModel:
+    """Find the model of a study's best trial, or of the confirmed winner; without TensorFlow.
 
     Args:
         database: Of the study.
         study: Whose best trial.
-        path: As `check_paths` accepts it.
         study_file: Brings a builder or loader of the config's own; None: the one that the
             search was started from.
 
     Raises:
         UsageError: If the study has no complete trial, or its own code is not given.
-        StorageError: If its checkpoint was not kept, lies elsewhere or is damaged; or if the
-            model cannot be written.
-        StudyError: If the study's own code is another version, or its model cannot be saved.
+        StorageError: If its checkpoint was not kept, lies elsewhere or is damaged.
+        StudyError: If the study's own code is another version.
+    """
+    (config,) = best_configs(database, study, 1)
+    config = bring_code(config, study.name, code_file(database, config, study_file))
+    assert config.origin is not None  # `best_configs` gives it one
+    folder = _kept_folder(database, config.origin.study, config.origin.trial, _name_of(config))
+    return KeptModel(config, folder, study.name)
+
+
+def _name_of(config: Config) -> str:
+    assert config.origin is not None
+    return f"trial {config.origin.trial} of '{config.origin.study}'"
+
+
+def export_model(kept: KeptModel, path: Path) -> ExportedModel:
+    """Write a trained model as the search left it after its best epoch, whole or not at all.
+
+    Args:
+        kept: As `kept_model` finds it.
+        path: As `check_wishes` accepts it.
+
+    Raises:
+        StorageError: If its checkpoint cannot be read, or the model cannot be written.
+        StudyError: If the study's own builder makes a model that cannot be saved.
     """
     from dlnn_search.training.fit import best_model
     from dlnn_search.training.portable import portable_model
 
-    (config,) = best_configs(database, study, 1)
-    config = bring_code(config, study.name, code_file(database, config, study_file))
+    config, folder, name = kept.config, kept.folder, _name_of(kept.config)
     origin = config.origin
-    assert origin is not None  # `best_configs` gives it one
-    name = f"trial {origin.trial} of '{origin.study}'"
-    folder = _kept_folder(database, origin.study, origin.trial, name)
+    assert origin is not None
     try:
         model = best_model(config, folder, image_shape(config.data))
     except OtherCheckpointError as error:
         raise StorageError(
-            f"The checkpoint of {name} was written by a version of dlnn-search that read its "
-            f"config otherwise. {_instead(study.name)}"
+            f"The checkpoint of {name} was written by a version of dlnn-search that builds another "
+            f"model from its config. {_instead(kept.study)}"
         ) from error
     is_own = isinstance(config.model, OwnModel)
     try:

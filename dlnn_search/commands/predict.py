@@ -6,10 +6,11 @@ import math
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
@@ -17,7 +18,11 @@ from PIL import Image, ImageDraw, ImageOps
 from dlnn_search.config import Clocks, Config, read_config
 from dlnn_search.data.catalog import class_names
 from dlnn_search.errors import DataError, StorageError, UsageError
-from dlnn_search.models.heads import Head, by_name, head_of
+
+if TYPE_CHECKING:
+    import keras
+
+    from dlnn_search.models.heads import Head
 
 #: A phone's picture has 50 million pixels; a file that claims far more is a trap.
 MAX_PIXELS = 100_000_000
@@ -55,14 +60,13 @@ def predict(model_path: Path, pictures: Sequence[Path], draw: Path | None) -> It
         draw: A folder for pictures with the read hands beside them (clocks only).
 
     Raises:
-        UsageError: If the model or its config is missing or does not fit, or `draw` makes no
-            sense.
+        UsageError: If the model does not fit its config, or for what `check_arguments` finds.
         DataError: If a picture cannot be read.
         StorageError: If a picture cannot be drawn.
     """
-    config = _config_beside(model_path)
-    if draw is not None and not isinstance(config.data, Clocks):
-        raise UsageError(f"--draw needs a model that reads clocks, got one of {config.data.name}.")
+    config = check_arguments(model_path, pictures, draw)
+    from dlnn_search.models.heads import by_name, head_of
+
     head = head_of(config)
     model = _load(model_path)
     _check_fits(model, head, model_path)
@@ -79,6 +83,29 @@ def predict(model_path: Path, pictures: Sequence[Path], draw: Path | None) -> It
             yield Reading(path, words, answer)
         else:
             yield Reading(path, class_names(config.data)[answer], None)
+
+
+def check_arguments(model_path: Path, pictures: Sequence[Path], draw: Path | None) -> Config:
+    """Return the model's config, where all files are there; without TensorFlow, so at once.
+
+    Args:
+        model_path: As `predict` takes it.
+        pictures: As `predict` takes them.
+        draw: As `predict` takes it.
+
+    Raises:
+        UsageError: If the model or its config is missing, or `draw` makes no sense.
+        DataError: If a picture is missing, is none, or is too large.
+    """
+    config = _config_beside(model_path)
+    if draw is not None and not isinstance(config.data, Clocks):
+        raise UsageError(f"--draw needs a model that reads clocks, got one of {config.data.name}.")
+    if draw is not None and draw.exists() and not draw.is_dir():
+        raise UsageError(f"Expected a folder to draw into, got the file '{draw}'.")
+    for path in pictures:
+        with _opened(path):
+            pass
+    return config
 
 
 def _config_beside(model_path: Path) -> Config:
@@ -104,11 +131,13 @@ def _config_beside(model_path: Path) -> Config:
 
 def _load(path: Path) -> keras.Model:
     try:
+        import keras
+
         # Safe mode refuses code inside the file.
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever a damaged file makes it stumble over
-        first_line = str(error).partition("\n")[0]
-        raise UsageError(f"'{path}' is no Keras model that can be loaded: {first_line}") from error
+        first_line = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UsageError(f"'{path}' is no Keras model that can be loaded: {first_line}.") from error
 
 
 def _check_fits(model: keras.Model, head: Head, path: Path) -> None:
@@ -141,8 +170,9 @@ def read_picture(path: Path, config: Config, shape: tuple[int, int]) -> NDArray[
     return _centred(gray, box=DIGIT_BOX_PX if config.data.name == "mnist" else DIGIT_EDGE_PX)
 
 
-def _gray(path: Path) -> Image.Image:
-    """Return a picture as it is meant to be seen, in gray levels of 8 bits."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture whose size is known and whose pixels are not read yet."""
     if not path.is_file():
         raise DataError(f"There is no picture '{path}'. Expected a PNG or JPEG file.")
     if (size := path.stat().st_size) > MAX_PICTURE_BYTES:
@@ -157,18 +187,24 @@ def _gray(path: Path) -> Image.Image:
             with Image.open(path, formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise _too_large(path, f"{opened.width} x {opened.height}")
-                upright = ImageOps.exif_transpose(opened)
-                if upright.mode.startswith("I"):
-                    # 16 bits: `convert` would clip all above 255 to white.
-                    levels = np.asarray(upright).astype(np.float64) * (255 / 65_535)
-                    return Image.fromarray(np.rint(levels).astype(np.uint8))
-                # Transparent parts are white paper.
-                ink = upright.convert("RGBA")
+                yield opened
     except Image.DecompressionBombError as error:  # twice Pillow's limit, told by the header
         raise _too_large(path, "too many") from error
     except (OSError, ValueError, SyntaxError, TypeError, struct.error) as error:
         words = str(error).rstrip(".")
         raise DataError(f"'{path}' is no PNG or JPEG that can be read: {words}.") from error
+
+
+def _gray(path: Path) -> Image.Image:
+    """Return a picture as it is meant to be seen, in gray levels of 8 bits."""
+    with _opened(path) as opened:
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode.startswith("I"):
+            # 16 bits: `convert` would clip all above 255 to white.
+            levels = np.asarray(upright).astype(np.float64) * (255 / 65_535)
+            return Image.fromarray(np.rint(levels).astype(np.uint8))
+        # Transparent parts are white paper.
+        ink = upright.convert("RGBA")
     paper = Image.new("RGBA", ink.size, "white")
     return Image.alpha_composite(paper, ink).convert("L")
 

@@ -39,6 +39,7 @@ from dlnn_search.secret import hidden
 from dlnn_search.storage.budget import Budget, budget_use, duration_words, extend_budget
 from dlnn_search.storage.control import (
     go_on,
+    in_short,
     keep_trial_timeout,
     kept_rate,
     kept_trial_timeout,
@@ -412,7 +413,8 @@ def _run(
     if is_bug(status):
         raise StudyError(
             f"The study '{stored.name}' was stopped because its trials failed with a bug. The last "
-            f"error:\n{(status.control_reason or '').strip()}\n{mend_words(status)}"
+            f"error: {in_short(status.control_reason or '').rstrip('.')}. {mend_words(status)}",
+            details=(status.control_reason or "").strip(),
         )
     return Ended(status, by_itself, supervisor.timed_out)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ from dlnn_search.commands.confirm import check_own_name
 from dlnn_search.commands.export import config_of, write_whole
 from dlnn_search.config import Clocks, Config, OwnData, OwnModel
 from dlnn_search.data import image_shape, load
-from dlnn_search.errors import DlnnSearchError, StorageError, UsageError, did_you_mean
-from dlnn_search.files import study_name
+from dlnn_search.errors import DlnnSearchError, StorageError, UsageError, did_you_mean, one_line
+from dlnn_search.files import is_users_code, study_name
 from dlnn_search.models.shapes import Shape, foreseen
 from dlnn_search.report.tables import Checked
 from dlnn_search.results.status import best_trials, code_file_at
@@ -32,6 +33,7 @@ from dlnn_search.study.named_configs import NAMED, find_config
 from dlnn_search.training.rate_range import MIN_BATCHES, Sweep, sweep_rates
 from dlnn_search.training.runtime import with_precision
 from dlnn_search.worker.first_trials import corner_trials, example_config, middle_config
+from dlnn_search.worker.verdict import MAX_REASON
 
 if TYPE_CHECKING:
     import keras
@@ -47,37 +49,66 @@ BYTES_PER_VALUE = 8
 N_TIMED_STEPS = 2
 
 
-def validate(study: Study) -> Iterator[Checked]:
-    """Build the corners of a study's space and some random configs, and train each a step.
+@dataclass(frozen=True)
+class Draw:
+    """What a space made of some parameters: a config, an error in words, or neither.
+
+    Attributes:
+        config: None where the space failed, or refused the parameters.
+        error: Why it failed.
+    """
+
+    params: dict[str, Any]
+    config: Config | None
+    error: str | None = None
+
+
+def draws_of(study: Study) -> list[Draw]:
+    """Draw the corners of a study's space and some random configs; builds none, so it is quick.
 
     Raises:
-        StudyError: If the space itself fails, or refuses all draws.
+        StudyError: If the space refuses all draws, or a database would change its choices.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    drawn: Config | str | None = None  # a config, an error, or refused
+    drawn: list[Draw] = []
 
     def ask(trial: optuna.Trial) -> None:
-        nonlocal drawn
         try:
-            drawn = study.config(trial)
+            last[:] = [study.config(trial), None]
         except optuna.TrialPruned:
-            drawn = None
+            last[:] = [None, None]
         except UnstorableError:
             raise  # no config is to blame, and all would say so
         except DlnnSearchError as error:
-            drawn = str(error)
+            last[:] = [None, str(error)]
 
-    n_feasible = 0
+    last: list[Any] = []
     for trial in corner_trials(ask, N_RANDOM):
-        n_feasible += drawn is not None
-        if drawn is None:
-            yield Checked(dict(trial.params), None, is_refused=True)
-        elif isinstance(drawn, str):
-            yield Checked(dict(trial.params), drawn)
-        else:
-            yield check(dict(trial.params), drawn)
-    if not n_feasible:
-        yield check({}, example_config(study))
+        drawn.append(Draw(dict(trial.params), *last))
+    if all(draw.config is None and draw.error is None for draw in drawn):
+        drawn.append(Draw({}, example_config(study)))
+    return drawn
+
+
+def validate(draws: Iterable[Draw]) -> Iterator[Checked]:
+    """Build each config that was drawn, and train it for a step.
+
+    Raises:
+        DataError: If the study's own loader fails.
+    """
+    for draw in draws:
+        if draw.config is None:
+            yield Checked(draw.params, draw.error, is_refused=draw.error is None)
+            continue
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            checked = check(draw.params, draw.config)
+        told = [
+            f"{one_line(str(each.message))} ({each.filename}, line {each.lineno})"
+            for each in caught
+            if is_users_code(each.filename)
+        ]
+        yield replace(checked, warnings=tuple(dict.fromkeys(told)))
 
 
 def check(params: dict[str, Any], config: Config) -> Checked:
@@ -97,7 +128,10 @@ def check(params: dict[str, Any], config: Config) -> Checked:
     except DlnnSearchError as error:
         return Checked(params, str(error))
     except Exception as error:  # Keras and TensorFlow raise whatever they like
-        return Checked(params, f"{type(error).__name__}: {error}")
+        reason = one_line(f"{type(error).__name__}: {error}")
+        if len(reason) > MAX_REASON:  # with the whole graph
+            reason = f"{reason[: MAX_REASON - 3]}..."
+        return Checked(params, reason)
     values = config.training.batch_size * _values_per_image(config, shape, model)
     return Checked(
         params,
@@ -287,10 +321,7 @@ def make_test(
         UsageError: If the rates or batches cannot be meant.
         DlnnSearchError: If data or model cannot be made.
     """
-    if not 0 < low < high <= 100:
-        raise UsageError(f"Expected rates 0 < --low < --high <= 100, got {low:g} and {high:g}.")
-    if n_batches < MIN_BATCHES:
-        raise UsageError(f"Expected at least {MIN_BATCHES} batches, got --batches {n_batches}.")
+    check_range(low=low, high=high, n_batches=n_batches)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = config.model_copy(update={"data": data.resolve(config.data)})
     images = data.load(config.data, config.training.curriculum)
@@ -305,6 +336,27 @@ def make_test(
     )
 
 
+def check_range(*, low: float, high: float, n_batches: int, output: Path | None = None) -> None:
+    """Refuse what `make_test` and `write_sweep` would refuse, without TensorFlow.
+
+    Raises:
+        UsageError: If the rates or batches cannot be meant, or the picture cannot be written.
+    """
+    if output is not None:
+        _check_page(output)
+    if not 0 < low < high <= 100:
+        raise UsageError(f"Expected rates 0 < --low < --high <= 100, got {low:g} and {high:g}.")
+    if n_batches < MIN_BATCHES:
+        raise UsageError(f"Expected at least {MIN_BATCHES} batches, got --batches {n_batches}.")
+
+
+def _check_page(output: Path) -> None:
+    if output.suffix.lower() != ".html":
+        raise UsageError(f"Expected a page to write, -o NAME.html, got '{output}'.")
+    if not output.parent.is_dir():
+        raise UsageError(f"There is no folder '{output.parent}' to write '{output.name}' into.")
+
+
 def write_sweep(sweep: Sweep, subject: Subject, picture: str, output: Path) -> list[Path]:
     """Write the picture (HTML) and, beside it, the numbers (JSON).
 
@@ -312,10 +364,7 @@ def write_sweep(sweep: Sweep, subject: Subject, picture: str, output: Path) -> l
         UsageError: If the name is no page's, or its folder does not exist.
         StorageError: If a file cannot be written.
     """
-    if output.suffix.lower() != ".html":
-        raise UsageError(f"Expected a page to write, -o NAME.html, got '{output}'.")
-    if not output.parent.is_dir():
-        raise UsageError(f"There is no folder '{output.parent}' to write '{output.name}' into.")
+    _check_page(output)
     numbers = output.with_suffix(".json")
     write_whole(output, picture)
     plain = {

@@ -248,4 +248,6 @@ def _on_study(study: Study, config: Config, name: str, example: Config) -> Confi
         return study.with_own_code(Config.model_validate(plain))
     except (ValidationError, StudyError) as error:
         why = explain(error) if isinstance(error, ValidationError) else str(error)
-        raise UsageError(f"'{name}' cannot be trained in '{study.name}':\n{why}") from error
+        raise UsageError(
+            f"'{name}' cannot be trained in '{study.name}': {why.rstrip('.')}."
+        ) from error

@@ -214,20 +214,20 @@ def read_config(path: Path) -> Config:
     try:
         return Config.model_validate_json(text)
     except ValidationError as error:
-        raise UsageError(f"'{path}' is no valid config:\n{explain(error)}") from error
+        raise UsageError(f"'{path}' is no valid config: {explain(error)}.") from error
     except ValueError as error:  # a default's, which pydantic does not explain
-        raise UsageError(f"'{path}' is no valid config:\n  data: {error}") from error
+        raise UsageError(f"'{path}' is no valid config: data: {error}") from error
 
 
 def explain(error: ValidationError) -> str:
-    """Return one line for each thing that is wrong: where, what came, what was expected."""
-    lines = []
+    """Return each thing that is wrong in one line: where, what was expected, what came."""
+    parts = []
     for detail in error.errors(include_url=False):
         where = ".".join(str(part) for part in detail["loc"]) or "config"
         came = detail["input"]
         shown = f" (got {_short(came)})" if isinstance(came, str | int | float | None) else ""
-        lines.append(f"  {where}: {detail['msg'].removeprefix('Value error, ')}{shown}")
-    return "\n".join(lines)
+        parts.append(f"{where}: {detail['msg'].removeprefix('Value error, ').rstrip('.')}{shown}")
+    return "; ".join(parts)
 
 
 def _short(value: object) -> str:

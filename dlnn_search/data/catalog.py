@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -192,13 +193,7 @@ def draw_preview(data: Data, path: Path, *, seed: int = 0) -> int:
         UsageError: If the file can't be written, or is no `.png`.
         DataError: If the pictures can't be had.
     """
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"Expected a file ending in .png to draw into, got '{path}'.")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"Expected a folder to put '{path.name}' in, found no '{path.parent}'. "
-            f"Create it, or name another."
-        )
+    _check_png(path)
     data = resolve(data)
     train = load(data).train
     if isinstance(data, Clocks):
@@ -213,14 +208,73 @@ def draw_preview(data: Data, path: Path, *, seed: int = 0) -> int:
         )
     ]
     title = f"{title_of(data)}: {len(tiles)} of {len(train):,} training pictures"
-    grid = _grid(tiles, title)
+    _save(_grid(tiles, title), path)
+    return len(tiles)
+
+
+def draw_one(data: Data, path: Path, *, seed: int = 0) -> str:
+    """Write a single picture that no model was trained on and no test is made with.
+
+    A rendered clock is drawn for this, and belongs to no data set; of other data it is a picture
+    of the validation split. The pixels are as a model sees them.
+
+    Args:
+        data: What kind of picture; digits are prepared first where they are not yet.
+        path: The file to write, ending in `.png`; replaced if it is there.
+        seed: Which picture.
+
+    Returns:
+        What it shows: a digit, an article, or a time `hh:mm`.
+
+    Raises:
+        UsageError: If the file can't be written, or is no `.png`.
+        DataError: If the picture can't be had.
+    """
+    _check_png(path)
+    data = resolve(data)
+    if isinstance(data, Clocks) and data.source == "rendered":
+        picture, label = _fresh_clock(data, seed)
+    else:
+        validation = load(data).validation
+        rows = np.arange(len(validation), dtype=np.int64)
+        chosen = shuffled(rows, seed=seed, purpose="a single picture")[:1]
+        picture, label = validation.take(chosen)[0], validation.labels[chosen][0]
+    _save(Image.fromarray(picture), path)
+    return label_text(data, label)
+
+
+def _fresh_clock(data: Clocks, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    from dlnn_search.data.clocks.renderer import render_times
+
+    # Of no data set: another seed than any that a user would name.
+    text = f"a single clock, {data.render_seed}, {seed}"
+    drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+    label = np.array(divmod(drawn % TIMES_ON_DIAL, 60), np.uint8)
+    pictures = render_times(
+        label[:1],
+        label[1:],
+        image_size=data.image_size,
+        azimuth_spread=data.azimuth_spread,
+        difficulty=data.difficulty,
+        seed=drawn,
+    )
+    return pictures[0], label
+
+
+def _check_png(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"Expected a file ending in .png to draw into, got '{path}'.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
     try:
-        grid.save(path, format="PNG", optimize=True)
+        picture.save(path, format="PNG", optimize=True)
     except OSError as error:
         raise UsageError(
-            f"Cannot write '{path}': {error}. Name a file that can be written."
+            f"Cannot write '{path}': {error.strerror or error}. Name another file."
         ) from error
-    return len(tiles)
 
 
 def title_of(data: Data) -> str:

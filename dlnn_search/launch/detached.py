@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,7 +19,13 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from dlnn_search.errors import DlnnSearchError, StorageError, UsageError, did_you_mean
+from dlnn_search.errors import (
+    DlnnSearchError,
+    StorageError,
+    UsageError,
+    did_you_mean,
+    error_from_words,
+)
 from dlnn_search.files import written_whole
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.studies import StoredStudy
@@ -113,16 +120,19 @@ def exit_words(code: int) -> str:
         return f"signal {-code}"
 
 
-def last_words(log: Path) -> str:
-    """Return the last lines of a log, from its error on if it holds one."""
+def last_words(log: Path) -> DlnnSearchError:
+    """Return the last error in a log with its details, or else what the log ends with."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return "(no log)"
+        return DlnnSearchError("(no log)")
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith("Error: "):
-            return "\n".join(lines[number:])
-    return "\n".join(lines[-LOG_LINES:]) or "(no output)"
+            # What native libraries write while the process ends belongs to no error.
+            details = itertools.takewhile(lambda line: line.startswith("  "), lines[number + 1 :])
+            return error_from_words("\n".join([lines[number], *details]))
+    last = [line for line in lines if line.strip()][-LOG_LINES:]
+    return DlnnSearchError(" ".join(last) or "(no output)")
 
 
 #: The parent has prepared everything before: the child only loads its modules once more.
@@ -235,8 +245,8 @@ def run_in_background(
         if code == 0:  # nothing was left to do
             return Background(process.pid, str(log))
         if code is not None:
-            told = last_words(log) if log.stat().st_size > began_at else "(no output)"
-            failure = DlnnSearchError(told.removeprefix("Error: "))
+            wrote = log.stat().st_size > began_at
+            failure = last_words(log) if wrote else DlnnSearchError("(no output)")
             failure.exit_code = code if code > 0 else DlnnSearchError.exit_code
             raise failure
         time.sleep(0.1)

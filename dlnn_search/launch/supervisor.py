@@ -206,7 +206,7 @@ class Supervisor:
         told = last_words(place.log)
         how = exit_words(code)
         if code in FATAL_EXIT_CODES:
-            raise FATAL_EXIT_CODES[ExitCode(code)](told.removeprefix("Error: "))
+            raise FATAL_EXIT_CODES[ExitCode(code)](told.sentence, details=told.details)
         if time.monotonic() - place.started > STEADY_SECONDS:
             place.crashes = 0
         is_outage = code == ExitCode.STORAGE and self._away_since is not None
@@ -222,7 +222,7 @@ class Supervisor:
             f"A new worker starts in {wait:.0f} s."
         )
         self.say(f"{words} Log: {place.log}")
-        self._note("restarted", f"{words} Its last output: {told}", place.worker)
+        self._note("restarted", f"{words} Its last output: {told.sentence}", place.worker)
 
     def _count_crash(self, place: _Place) -> bool:
         """Count a worker's death; return whether its place is to be given up.
@@ -241,20 +241,20 @@ class Supervisor:
         goes_on = n_trained > place.n_trained
         return place.crashes >= (MAX_CRASHES_BESIDE_OTHERS if goes_on else MAX_CRASHES)
 
-    def _give_up(self, place: _Place, code: int, told: str, how: str) -> None:
+    def _give_up(self, place: _Place, code: int, told: DlnnSearchError, how: str) -> None:
         """Leave a place empty; the others go on."""
         place.done = True
         words = (
-            f"A worker died {place.crashes} times in a row, the last time by {how}. Its last "
-            f"output:\n{told.removeprefix('Error: ')}\nIts log: {place.log}"
+            f"A worker died {place.crashes} times in a row, the last time by {how}: "
+            f"{told.sentence.rstrip('.')}. Its log: {place.log}"
         )
         error = StorageError if code == ExitCode.STORAGE else DlnnSearchError
-        place.given_up = error(words)
+        place.given_up = error(words, details=told.details)
         self._note("gave_up", words, place.worker)
         left = sum(not other.done for other in self._places)
         if left:
             others = "1 other worker continues" if left == 1 else f"{left} other workers continue"
-            self.say(f"{words}\nIt is not started again. {others}.")
+            self.say(f"{words}. It is not started again. {others}.")
 
     def _tell_failure(self) -> None:
         """Fail where every place was given up: nobody works any more."""

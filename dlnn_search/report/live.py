@@ -17,17 +17,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dlnn_search.errors import StorageError
+from dlnn_search.errors import StorageError, as_text, one_line
 from dlnn_search.metrics import duration, metric_name, metric_value
-from dlnn_search.report.tables import print_indented, say, table_of
+from dlnn_search.report.tables import print_indented, say, short, table_of
 from dlnn_search.results.status import StudyStatus
 from dlnn_search.storage.budget import BudgetUse, duration_words, time_words
+from dlnn_search.storage.control import in_short
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.workers import Event, WorkerStatus
 
-#: From this width on the table of workers has its bars, from the next on memory, too.
-WIDE_COLUMNS = 96
-WIDEST_COLUMNS = 116
+#: What the table of workers leaves out first where it does not fit: its bars, then the rest.
+LEFT_OUT = ("", "lease age", "memory", "img/s", "on")
+BAR_COLUMNS = 16
+#: Between two columns of a table.
+GAP_COLUMNS = 2
 #: A longer host's name is cut: the tables of a cluster's hosts differ at their ends.
 HOST_CHARACTERS = 22
 #: Of a failure's reason or an event, in a list.
@@ -64,17 +67,17 @@ def picture(
     head = Text(status.name, style="bold")
     if elapsed is not None:
         head.append(f"  {duration(elapsed)}")
-    parts: list[RenderableType] = [head, Text(budget_words(status))]
+    parts: list[RenderableType] = [head]
     limits = [limits_words(status.use)]
     if status.trial_timeout_seconds is not None:
         limits.append(f"each trial at most {duration_words(status.trial_timeout_seconds)}")
-    if any(limits):
-        parts.append(Text(", ".join(filter(None, limits))))
+    for words in (budget_words(status), ", ".join(filter(None, limits))):
+        parts += [Text(line) for line in _broken(words.split(", "), ", ", width)]
     # Padded, since a bar alone does not end its line.
     bar = ProgressBar(total=max(1, status.budget), completed=status.n_done, width=min(60, width))
     parts += [
         Padding(bar, expand=False),
-        Text(best_words(status), style="green" if status.best else "dim"),
+        *_best(status, width),
         *(Text(line, style="bold yellow") for line in control_lines(status)),
         *_workers(status, width),
         *_troubles(status),
@@ -85,6 +88,29 @@ def picture(
         parts += [Text(f"  {line}", style="dim") for line in event_lines(events)]
     parts += [Text(f"→ {sentence}", style="bold yellow") for sentence in advice]
     return Group(*parts)
+
+
+def _broken(parts: Sequence[str], between: str, width: int) -> list[str]:
+    """Return the parts in as few lines as they fit into; none is broken itself."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(between) + len(part) <= width:
+            lines[-1] += between + part
+        elif part:
+            lines.append(part)
+    return lines
+
+
+def _best(status: StudyStatus, width: int) -> list[Text]:
+    """Return the best value so far and, cut to one line, the parameters that it has."""
+    style = "green" if status.best else "dim"
+    lines = [Text(best_words(status), style, no_wrap=True, overflow="ellipsis")]
+    if status.best_params:
+        params = [f"{name}={short(value, 3)}" for name, value in status.best_params.items()]
+        shown = _broken(params, " ", width - len("   …"))
+        cut = " …" if len(shown) > 1 else ""
+        lines.append(Text(f"  {shown[0]}{cut}", "dim", no_wrap=True, overflow="ellipsis"))
+    return lines
 
 
 def budget_words(status: StudyStatus) -> str:
@@ -139,7 +165,7 @@ def control_lines(status: StudyStatus) -> list[str]:
     }
     lines = [words[status.control]] if status.control in words else []
     if status.control_reason:
-        lines += [f"  {line}" for line in status.control_reason.strip().splitlines()[-3:]]
+        lines.append(f"  {_short(in_short(status.control_reason))}")
     if status.use.exhausted_by not in (None, "trials"):
         lines.append(f"The budget is {status.use.exhausted}.")
     return lines
@@ -167,21 +193,28 @@ def _workers(status: StudyStatus, width: int) -> list[RenderableType]:
     if not status.workers:
         starting = status.use.exhausted_by is None and status.control == "run"
         return [Text("no worker yet", style="dim")] if starting else []
-    columns = ["worker", "on", "trial", "epoch", metric_name(status.metric), "img/s", "lease age"]
-    if width >= WIDE_COLUMNS:
-        columns.insert(4, "")
-    if width >= WIDEST_COLUMNS:
-        columns.append("memory")
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-    for name in columns:
+    metric = metric_name(status.metric)
+    rows = [_cells(worker, status.metric) for worker in status.workers]
+    needed = {
+        name: max(len(name), *(_columns(row[name]) for row in rows)) + GAP_COLUMNS
+        for name in ("worker", "on", "trial", "epoch", "", metric, "img/s", "lease age", "memory")
+    }
+    for name in LEFT_OUT:
+        if sum(needed.values()) - GAP_COLUMNS > width:
+            del needed[name]
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=False, padding=(0, 1))
+    for name in needed:
         left = name in ("worker", "on", "")
         table.add_column(
             name, justify="left" if left else "right", no_wrap=True, overflow="ellipsis"
         )
-    for worker in status.workers:
-        cells = _cells(worker, status.metric)
-        table.add_row(*(cells[name] for name in columns))
+    for row in rows:
+        table.add_row(*(row[name] for name in needed))
     return [table]
+
+
+def _columns(cell: RenderableType) -> int:
+    return BAR_COLUMNS if isinstance(cell, ProgressBar) else len(str(cell))
 
 
 def _cells(worker: WorkerStatus, metric: str) -> dict[str, RenderableType]:
@@ -204,7 +237,7 @@ def _cells(worker: WorkerStatus, metric: str) -> dict[str, RenderableType]:
     return cells | {
         "trial": str(worker.trial_number),
         "epoch": f"{worker.epoch or 0}/{epochs}",
-        "": ProgressBar(total=epochs, completed=worker.epoch or 0, width=16),
+        "": ProgressBar(total=epochs, completed=worker.epoch or 0, width=BAR_COLUMNS),
         metric_name(metric): "" if worker.value is None else metric_value(metric, worker.value),
         "img/s": "" if not worker.images_per_second else f"{worker.images_per_second:,.0f}",
         "lease age": _age(worker.lease_age_seconds),
@@ -286,7 +319,7 @@ def state_words(status: StudyStatus) -> str:
 
 
 def _short(text: str | None) -> str:
-    line = " ".join((text or "").split())
+    line = one_line(text or "")
     return line if len(line) <= REASON_CHARACTERS else f"{line[: REASON_CHARACTERS - 1]}…"
 
 
@@ -326,6 +359,7 @@ def status_json(
             "value": best.value,
             "epoch": best.best_epoch,
             "epochs": best.epochs_done,
+            "params": dict(status.best_params),
         },
         "failures": [asdict(failure) for failure in status.failures],
         "workers": [_worker(worker) for worker in status.workers],
@@ -405,7 +439,7 @@ class LiveView:
 
     def say(self, message: str) -> None:
         """Print a message above the view."""
-        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(as_text(message), highlight=False, markup=False, soft_wrap=True)
 
     def refresh(self) -> None:
         """Draw anew, if the last look is old enough."""

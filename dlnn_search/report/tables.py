@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dlnn_search.metrics import duration, metric_name, metric_value
+from dlnn_search.errors import one_line
+from dlnn_search.metrics import count_words, duration, metric_name, metric_value
 from dlnn_search.pruners import CONVERGED
-from dlnn_search.results.advice import mend_words
+from dlnn_search.results.advice import extension, mend_words
 from dlnn_search.results.comparison import Importances, Narrowing, Progress, differences
 from dlnn_search.results.status import ListedTrial, Listing, StudyStatus
 from dlnn_search.samplers.observations import Numeric
 from dlnn_search.storage.budget import time_words
+from dlnn_search.storage.control import in_short
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.trials import Point, Trial
@@ -94,9 +97,7 @@ def print_trials(console: Console, trials: Sequence[ListedTrial], study: StoredS
             line.append(f"  = trial {listed.duplicate_of} (same config)", style="magenta")
         console.print(line)
         if trial.reason:
-            print_indented(
-                console, trial.reason.replace("\n", " ")[:REASON_CHARACTERS], "red", by=7
-            )
+            print_indented(console, one_line(trial.reason)[:REASON_CHARACTERS], "red", by=7)
         print_indented(console, params_words(listed.params), "dim", by=7)
 
 
@@ -144,10 +145,11 @@ def print_indented(console: Console, text: str, style: str = "dim", *, by: int =
 
 def params_words(params: Mapping[str, Any]) -> str:
     """Return `name=value` of each parameter, numbers to four digits."""
-    return " ".join(f"{name}={_short(value)}" for name, value in params.items())
+    return " ".join(f"{name}={short(value)}" for name, value in params.items())
 
 
-def _short(value: Any, digits: int = 4) -> str:
+def short(value: Any, digits: int = 4) -> str:
+    """Return a parameter's value, a number to so many digits."""
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
@@ -168,7 +170,7 @@ def print_best(
         f"epoch {trial.best_epoch} of {trial.epochs_done}, {duration(trial.seconds)}\n",
         style="bold",
     )
-    shown = {name: _short(value) for name, value in params.items()}
+    shown = {name: short(value) for name, value in params.items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
         say(console, f"  {name:<{width}}  {text}")
@@ -234,15 +236,14 @@ def print_end(
     elif reason in (USED_UP, REFUSES_ALL):
         words = f"{reason}\n{done} are done; the rest of the budget is untouched."
     elif limit is not None:
-        option = {"wall time": "--wall-time", "worker-hours": "--worker-hours"}.get(limit)
         words = (
-            f"The budget is {status.use.exhausted}; what was begun is kept. Extend it:\n"
-            f"  {again} {option or '--deadline'} ...{storage}"
+            f"The budget is {status.use.exhausted}. What was begun is kept. Extend it:\n"
+            f"  {again} {extension(status.use)}{storage}"
         )
     else:
         words = f"Stopped after {done}; what was begun is kept. Go on with:\n  {again}{storage}"
         if status.control != "run" and reason:
-            words += f"\nAsked for by {reason}"
+            words += f"\nAsked for by {in_short(reason)}"
     say(console, words)
     best = status.best
     if best is None or best.value is None:
@@ -250,7 +251,7 @@ def print_end(
             look = f"dlnn-search trials {status.name}{storage}"
             say(console, f"No trial came to its end. See why: {look}")
         if status.is_fruitless:
-            say(console, f"{mend_words(status)}\n  {again} --fresh{storage}")
+            say(console, mend_words(status, f"{again} --fresh{storage}"))
     elif not is_linked:
         say(
             console,
@@ -335,6 +336,7 @@ class Checked:
         trial_seconds: An estimate from one step, for all epochs on this machine, alone on it.
         is_refused: The space forbids these parameters, by `optuna.TrialPruned`: a search draws
             others, and nothing was built.
+        warnings: What the study's own code warned of, each once.
     """
 
     params: dict[str, Any]
@@ -343,52 +345,73 @@ class Checked:
     memory_bytes: int = 0
     trial_seconds: float = 0.0
     is_refused: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def print_checks(console: Console, study: Study, checks: Iterable[Checked]) -> int:
-    """Print a line a config, and what the search will take; return how many cannot work."""
-    good: list[Checked] = []
-    n_bad = n_refused = 0
-    for check in checks:
-        if check.is_refused:
-            n_refused += 1
-            continue
-        if check.error is not None:
-            n_bad += 1
-            console.print("FAILS ", style="bold red", end="")
-            console.print(check.error, markup=False, soft_wrap=True)
-        else:
-            good.append(check)
-            console.print("   ok ", style="green", end="")
-            console.print(
-                f"{check.n_parameters:,} parameters, {check.memory_bytes / MEGABYTE:,.0f} MB, "
-                f"about {duration(check.trial_seconds)} a trial",
-                markup=False,
-            )
-        print_indented(console, params_words(check.params), "dim", by=6)
-    console.print()
+    """Print how many configs work, what a search of them takes, and each problem once.
+
+    Returns:
+        How many configs cannot work.
+    """
+    found = list(checks)
+    good = [check for check in found if check.error is None and not check.is_refused]
+    failures = _grouped((check.error, check) for check in found if check.error is not None)
+    warned = _grouped((words, check) for check in found for words in check.warnings)
+    n_bad = sum(map(len, failures.values()))
+    n_refused = sum(check.is_refused for check in found)
+    n_built = len(good) + n_bad
+    console.print(
+        f"{study.name}: built {count_words(n_built, 'config')} (the corners of the space, and "
+        "random ones), and trained each for a step.",
+        markup=False,
+    )
     if good:
-        seconds = sorted(check.trial_seconds for check in good)
-        middle = seconds[len(seconds) // 2]
-        console.print(
-            f"{len(good)} configs work: {min(c.n_parameters for c in good):,} to "
-            f"{max(c.n_parameters for c in good):,} parameters, up to "
-            f"{max(c.memory_bytes for c in good) / MEGABYTE:,.0f} MB beside TensorFlow's own. "
-            f"A trial takes {duration(seconds[0])} to {duration(seconds[-1])} here, {study.trials} "
-            f"trials about {duration(middle * study.trials)} of one worker's time, unpruned.",
-            soft_wrap=True,
-        )
+        _print_good(console, study, good)
     if n_refused:
-        console.print(
-            f"{n_refused} draws are infeasible: the space refuses them (optuna.TrialPruned). A "
-            "search draws others instead.",
-            soft_wrap=True,
+        print_indented(
+            console,
+            f"{count_words(n_refused, 'draw')} {'is' if n_refused == 1 else 'are'} infeasible: the "
+            "space refuses them (optuna.TrialPruned). A search draws others instead.",
+            "",
         )
+    for title, style, groups in (("WARNS", "yellow", warned), ("FAILS", "bold red", failures)):
+        for words, checked in groups.items():
+            console.print(f"\n{title} {count_words(len(checked), 'config')}", style=style)
+            print_indented(console, words, "")
+            example = params_words(checked[0].params)
+            print_indented(console, f"for example {example}" if example else "", "dim")
     if n_bad:
         console.print(
-            f"{n_bad} configs cannot work: narrow the space, or mend the study.", style="bold red"
+            f"\n{n_bad} of {n_built} configs cannot work: narrow the space, or fix the study.",
+            style="bold red",
         )
     return n_bad
+
+
+def _print_good(console: Console, study: Study, good: Sequence[Checked]) -> None:
+    """Print what the configs that work need, and what a search of such takes."""
+    seconds = sorted(check.trial_seconds for check in good)
+    sizes = [check.n_parameters for check in good]
+    memory = max(check.memory_bytes for check in good) / MEGABYTE
+    middle = seconds[len(seconds) // 2]
+    for words in (
+        f"{count_words(len(good), 'config')} work{'s' if len(good) == 1 else ''}: "
+        f"{min(sizes):,} to {max(sizes):,} parameters, up to {memory:,.0f} MB of memory besides "
+        "TensorFlow's own.",
+        f"A trial takes {duration(seconds[0])} to {duration(seconds[-1])} on this machine. "
+        f"{count_words(study.trials, 'trial')} take one worker about "
+        f"{duration(middle * study.trials)}, if none is pruned.",
+    ):
+        print_indented(console, words, "")
+
+
+def _grouped(told: Iterable[tuple[str, Checked]]) -> dict[str, list[Checked]]:
+    """Return the configs of each message, the most frequent first; numbers make no other one."""
+    groups: dict[str, tuple[str, list[Checked]]] = {}
+    for words, check in told:
+        groups.setdefault(re.sub(r"\d+", "#", words), (words, []))[1].append(check)
+    return dict(sorted(groups.values(), key=lambda group: -len(group[1])))
 
 
 #: Columns that the parameters' names and one stage's ranges take in a table.
@@ -473,7 +496,7 @@ def print_narrowing(console: Console, narrowing: Narrowing) -> None:
             cells = [declared_words(distribution)] if i == 0 else []
             cells += [part_words(region["parameters"].get(name)) for region in block]
             if is_last and narrowing.best is not None:
-                cells.append(_short(narrowing.best.params.get(name, "-"), 3))
+                cells.append(short(narrowing.best.params.get(name, "-"), 3))
             table.add_row(name, *cells)
         console.print(table)
     for edge in narrowing.edges:
@@ -485,11 +508,11 @@ def declared_words(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))
     assert isinstance(distribution, Numeric)
-    words = f"{_short(distribution.low, 3)} to {_short(distribution.high, 3)}"
+    words = f"{short(distribution.low, 3)} to {short(distribution.high, 3)}"
     if distribution.log:
         return f"{words}, log"
     is_plain = distribution.step is None or distribution.step == 1
-    return words if is_plain else f"{words}, by {_short(distribution.step, 3)}"
+    return words if is_plain else f"{words}, by {short(distribution.step, 3)}"
 
 
 def part_words(part: dict[str, Any] | None) -> str:
@@ -499,7 +522,7 @@ def part_words(part: dict[str, Any] | None) -> str:
     if "odds" in part:
         both = sorted(zip(part["odds"], part["choices"], strict=True), key=lambda pair: -pair[0])
         return ", ".join(f"{choice} {odds:.0%}" for odds, choice in both)
-    return f"{_short(part['low'], 3)} to {_short(part['high'], 3)}"
+    return f"{short(part['low'], 3)} to {short(part['high'], 3)}"
 
 
 BAR_COLUMNS = 40

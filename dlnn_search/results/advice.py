@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dlnn_search.errors import one_line
+from dlnn_search.metrics import count_words
 from dlnn_search.results.status import StudyStatus, best_trials, study_status
 from dlnn_search.samplers.regions import Edge, find_edges, n_elites
-from dlnn_search.storage.budget import duration_words
+from dlnn_search.storage.budget import BudgetUse, duration_words
 from dlnn_search.storage.database import Database, storage_errors
-from dlnn_search.storage.halves import lost_words
+from dlnn_search.storage.halves import is_linked_name, lost_words, parent_and_kind
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.trials import Trial, trials_of
 from dlnn_search.storage.workers import Event, last_events
@@ -85,6 +89,7 @@ def _rates(trials: Sequence[Trial]) -> list[float]:
 #: Trials that must have ended before a share of them says anything.
 N_FOR_SHARES = 4
 N_FOR_PRUNING = 10
+DAY_SECONDS = 86_400
 #: Networks of one space differ several times in speed; beyond that it is the machine.
 SLOW_FACTOR = 8.0
 
@@ -137,8 +142,9 @@ def _no_worker(facts: Facts) -> Iterator[str]:
         return
     n_open = status.budget - status.n_done
     yield (
-        f"No worker is alive, though {n_open} of {status.budget} trials are left: start some with "
-        f"'dlnn-search start {status.name}', or 'dlnn-search worker {status.name}' on any machine."
+        f"No worker is running, and {n_open} of {status.budget} trials are left. Start workers "
+        f"with 'dlnn-search start {status.name}', or one on any machine with "
+        f"'dlnn-search worker {status.name}'."
     )
 
 
@@ -146,18 +152,18 @@ def _troubled(facts: Facts) -> Iterator[str]:
     troubled = [worker for worker in facts.status.workers if worker.state == "troubled"]
     if not troubled:
         return
-    message = (troubled[-1].message or "no reason given").strip().splitlines()[0]
+    message = one_line((troubled[-1].message or "none given").strip().partition("\n")[0])
     all_of_them = len(troubled) == len(facts.status.workers)
     who = (
         "All workers" if all_of_them else f"{len(troubled)} of {len(facts.status.workers)} workers"
     )
     where = ", ".join(sorted({worker.host for worker in troubled}))
-    yield f"{who} have trouble (on {where}) and try again by themselves: {message}"
+    yield f"{who} on {where} cannot train now. They keep trying. Reason: {message}"
 
 
 def _stopped_by_bug(facts: Facts) -> Iterator[str]:
     if is_bug(facts.status):
-        yield f"The study was stopped since its trials failed by a bug. {mend_words(facts.status)}"
+        yield f"A bug of the study stopped it. {mend_words(facts.status)}"
 
 
 def _fruitless(facts: Facts) -> Iterator[str]:
@@ -165,17 +171,61 @@ def _fruitless(facts: Facts) -> Iterator[str]:
         yield f"Every trial failed. {mend_words(facts.status)}"
 
 
-def mend_words(status: StudyStatus) -> str:
-    """Return how to go on with a study that fails by its own fault."""
+def mend_words(status: StudyStatus, again: str | None = None) -> str:
+    """Return how to go on with a study that fails by its own fault.
+
+    Args:
+        status: Of the study.
+        again: The command that starts it again; None: by its name.
+    """
     last = "".join(
-        f" The last one that failed said: {each.last_reason}" for each in status.failures[:1]
+        f" The last failed trial said: {one_line(each.last_reason)}" for each in status.failures[:1]
     )
-    fresh = " with --fresh, since trials of two definitions are not comparable"
+    if again is None:
+        again = f"dlnn-search start {status.name}{' --fresh' if status.has_results else ''}"
     return (
-        f"Mend the study, check it with 'dlnn-search validate {status.name}', and start it again"
-        f"{fresh if status.has_results else ''}; its trials so far are then kept under another "
-        f"name.{last}"
+        f"Fix the study's file, check it with 'dlnn-search validate {status.name}', and start "
+        f"again with '{again}'. The trials so far are kept under another name.{last}"
     )
+
+
+def next_words(status: StudyStatus) -> str:
+    """Return how a study comes to more complete trials, as it stands now."""
+    name, use = status.name, status.use
+    if is_bug(status) or status.is_fruitless:
+        return mend_words(status)
+    if use.exhausted_by is not None:
+        if is_linked_name(name):
+            parent, kind = parent_and_kind(name)
+            return f"Train more with 'dlnn-search {kind} {parent}'."
+        return (
+            f"Its budget is {use.exhausted}. Extend it with "
+            f"'dlnn-search start {name} {extension(use)}'."
+        )
+    if status.workers and status.control == "run":
+        return f"'dlnn-search status {name} --watch' shows when its workers complete one."
+    return f"Search with 'dlnn-search start {name}'."
+
+
+def extension(use: BudgetUse) -> str:
+    """Return the option of `start` that extends a budget, so that the search can go on."""
+    limit = use.exhausted_by
+    if limit == "deadline":
+        tomorrow = time.localtime(use.now + DAY_SECONDS)
+        return f"--deadline {time.strftime('%Y-%m-%dT%H:%M', tomorrow)}"
+    if limit == "wall time" and use.wall_seconds is not None:
+        return f"--wall-time {_doubled(use.wall_seconds)}"
+    if limit == "worker-hours" and use.worker_seconds is not None:
+        return f"--worker-hours {_doubled(use.worker_seconds)}"
+    return f"--trials {2 * use.trials}"
+
+
+def _doubled(seconds: float) -> str:
+    """Return twice a time, as options take it."""
+    for unit, unit_seconds in (("h", 3_600), ("m", 60)):
+        if seconds >= unit_seconds:
+            return f"{2 * seconds / unit_seconds:.4g}{unit}"
+    return f"{math.ceil(2 * seconds)}s"
 
 
 def is_bug(status: StudyStatus) -> bool:
@@ -186,9 +236,9 @@ def is_bug(status: StudyStatus) -> bool:
 def _killed(facts: Facts) -> Iterator[str]:
     if facts.n_killed >= 2:
         yield (
-            f"Workers died by signal 9 {facts.n_killed} times of late: if nobody killed them, the "
-            "system did for want of memory ('dmesg' tells). Start fewer workers, or lower the "
-            "batch size or the networks' size."
+            f"Signal 9 killed workers {facts.n_killed} times in the last hour. If nobody did that, "
+            "the system ran out of memory ('dmesg' shows it). Start fewer workers, or lower the "
+            "batch size or the size of the networks."
         )
 
 
@@ -197,9 +247,10 @@ def _out_of_memory(facts: Facts) -> Iterator[str]:
     if not n:
         return
     on_gpu = any(worker.gpu is not None for worker in facts.status.workers)
+    option = "--workers-per-gpu" if on_gpu else "--workers"
     yield (
-        f"Trials ran out of memory {n} times: lower the upper end of the batch size or of the "
-        f"networks' size, or {'--workers-per-gpu' if on_gpu else '--workers'}."
+        f"Trials ran out of memory {count_words(n, 'time')}. Lower the upper end of the batch size "
+        f"or of the networks' size, or start with fewer {option}."
     )
 
 
@@ -217,7 +268,7 @@ def _diverging(facts: Facts) -> Iterator[str]:
     if n_done < N_FOR_SHARES or n < 2 or n < n_done / 4:
         return
     yield (
-        f"{n} of {n_done} trials diverge: lower the learning rate's upper end"
+        f"{n} of {n_done} trials diverged. Lower the upper end of the learning rate"
         f"{_rates_words(facts.diverged_rates, facts.sound_rates)}."
     )
 
@@ -248,9 +299,9 @@ def _all_pruned(facts: Facts) -> Iterator[str]:
             )
             return
         yield (
-            f"{n_pruned} of {of} trials were pruned: let the pruner judge later or less strictly "
-            "(Halving(first_rung=..., factor=...) in a copy of the study), or it finds nothing "
-            "that learns slowly."
+            f"{n_pruned} of {of} trials were pruned, and configs that learn slowly are never found "
+            "so. Prune later or less, with Halving(first_rung=..., factor=...) in a copy of the "
+            "study."
         )
 
 
@@ -258,8 +309,9 @@ def _started_over(facts: Facts) -> Iterator[str]:
     n = (facts.event_counts or {}).get("started_over", 0)
     if n:
         yield (
-            f"{n} times of late a trial started over, since its checkpoint could not be reached "
-            "from where it went on: let the machines share a folder (DLNN_SEARCH_FILES)."
+            f"{n} times in the last hour a trial started over, because the machine that went on "
+            "with it could not reach its checkpoint. Give all machines one shared folder "
+            "(DLNN_SEARCH_FILES)."
         )
 
 
@@ -275,9 +327,9 @@ def _slow(facts: Facts) -> Iterator[str]:
     usual = statistics.median(speed for speed, _ in speeds)
     if usual > SLOW_FACTOR * slowest:
         yield (
-            f"Worker {worker.short_name} on {worker.where} trains {slowest:,.0f} img/s, half of "
-            f"the workers {usual:,.0f} or more: if its network is not that much larger, see what "
-            "else its machine does."
+            f"Worker {worker.short_name} on {worker.where} trains {slowest:,.0f} images a second, "
+            f"and half of the workers train {usual:,.0f} or more. If its network is not that much "
+            "larger, look what else runs on its machine."
         )
 
 

@@ -19,6 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.errors import UsageError
 from dlnn_search.metrics import is_better
+from dlnn_search.results.advice import next_words
+from dlnn_search.results.status import study_status
 from dlnn_search.samplers.observations import is_duplicate
 from dlnn_search.samplers.regions import Edge, find_edges, stored_regions
 from dlnn_search.storage.database import Database
@@ -93,7 +95,7 @@ def compared(database: Database, studies: Sequence[StoredStudy]) -> list[Progres
         if progress.after_trials(len(progress.best)) is None:
             raise UsageError(
                 f"'{progress.study.name}' has no complete trial yet. "
-                f"Search with 'dlnn-search start {progress.study.name}'."
+                f"{next_words(study_status(database, progress.study))}"
             )
     return found
 
@@ -162,7 +164,7 @@ def importances(database: Database, study: StoredStudy) -> Importances:
     if n_trials < MIN_TRIALS:
         raise UsageError(
             f"Expected at least {MIN_TRIALS} complete trials to tell what mattered, "
-            f"'{study.name}' has {n_trials}. Search on with 'dlnn-search start {study.name}'."
+            f"'{study.name}' has {n_trials}. {next_words(study_status(database, study))}"
         )
     top_share, ped = ped_anova_share(n_trials), ped_anova_shares(optuna_study)
     fanova: dict[str, float] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -14,7 +14,12 @@ from dlnn_search.errors import DlnnSearchError, StorageError, UsageError
 from dlnn_search.metrics import loss_sign
 from dlnn_search.storage.budget import BudgetUse, budget_use, counts_of
 from dlnn_search.storage.control import orders
-from dlnn_search.storage.database import Database, database_url, open_database
+from dlnn_search.storage.database import (
+    Database,
+    database_url,
+    open_database,
+    storage_errors,
+)
 from dlnn_search.storage.database.known import known_databases
 from dlnn_search.storage.studies import StoredStudy, all_studies, code_file
 from dlnn_search.storage.trials import (
@@ -52,6 +57,8 @@ class StudyStatus:
     failures: Sequence[Failures]
     trial_timeout_seconds: float | None = None
     """How long each trial may train."""
+    best_params: Mapping[str, Any] = field(default_factory=dict)
+    """Of the best trial, in the space's order; none where its config was given."""
 
     @property
     def n_done(self) -> int:
@@ -110,7 +117,16 @@ def study_status(database: Database, study: StoredStudy) -> StudyStatus:
         control_reason=asked.reason,
         failures=failures_of(database, study.id) if counts.get("failed") else (),
         trial_timeout_seconds=asked.trial_timeout_seconds,
+        best_params=_params_of(database, best[0]) if best else {},
     )
+
+
+def _params_of(database: Database, trial: Trial) -> Mapping[str, Any]:
+    # A study that was deleted in the dashboard has no trials of Optuna's any more.
+    with storage_errors(database.url), suppress(KeyError):
+        if trial.trial_id is not None:
+            return dict(database.optuna.get_trial(trial.trial_id).params)
+    return {}
 
 
 def statuses_at(url: str) -> Mapping[str, StudyStatus]:

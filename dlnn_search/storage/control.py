@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from dlnn_search.errors import UsageError
+from dlnn_search.errors import UsageError, one_line
 from dlnn_search.storage.budget import lock_study, time_is_up
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.schema import curves, now, slots, studies
@@ -226,6 +227,18 @@ def is_first(database: Database, study_id: int, slot_id: int) -> bool:
     )
     with database.transaction() as connection:
         return not connection.scalar(sa.select(sa.or_(ended, trained)))
+
+
+def in_short(reason: str) -> str:
+    """Return why a study was stopped in one line: of a bug the error, without its traceback."""
+    before, mark, trace = reason.partition("Traceback (most recent call last)")
+    if before.strip() or not mark:
+        return one_line(before or reason)
+    # An earlier version kept the traceback alone: the error stands behind the last frame.
+    behind = itertools.dropwhile(
+        lambda line: line.startswith(" "), trace.rpartition('\n  File "')[2].splitlines()[1:]
+    )
+    return one_line("\n".join(behind)) or one_line(reason)
 
 
 def orders(database: Database, study_id: int) -> Orders:

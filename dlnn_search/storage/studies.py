@@ -146,12 +146,11 @@ def register(
         return register(database, name, definition, file=file, say=say)
     if differences:
         raise StudyError(
-            f"The study '{name}' was edited after its first trial; trials of two definitions "
-            "would not be comparable. What differs ('-' as stored, '+' as it is now):\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\nUndo the edit, begin anew with --fresh (the trials so far are kept under another "
-            "name), give the study another name (copy the file), or start it in another database "
-            "with --storage."
+            f"The study '{name}' was edited after its first trial, and trials of two definitions "
+            "cannot be compared. Undo the edit; or start with --fresh, which keeps the trials so "
+            "far under another name; or copy the file, which gives the study another name; or "
+            "choose another database with --storage.",
+            details=_what_differs(differences, "now"),
         )
     if file and stored.file != file:  # moved meanwhile, or stored by an older version
         return _redefined(database, stored, {**stored.definition, FILE: file})
@@ -177,10 +176,10 @@ def join(database: Database, name: str, definition: dict[str, Any]) -> StoredStu
     if differences:
         raise StudyError(
             f"The study '{name}' is another one here (definition {short_hash(definition)}) than "
-            f"in the database ({short_hash(stored.definition)}); trials of two definitions would "
-            "not be comparable. What differs ('-' as stored, '+' as it is here):\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\nBring the study's file, and the same version of dlnn-search, to this machine."
+            f"in the database ({short_hash(stored.definition)}), and trials of two definitions "
+            "cannot be compared. Copy the study's file to this machine, and install the same "
+            "version of dlnn-search.",
+            details=_what_differs(differences, "here"),
         )
     return stored
 
@@ -211,13 +210,15 @@ def check_data(database: Database, stored: StoredStudy, identity: Sequence[str])
             return
     raise StudyError(
         f"The study '{stored.name}' has other pictures on this machine than its trials learned "
-        "from; their results would not be comparable. What differs ('-' as stored, '+' as it is "
-        "here):\n"
-        + "\n".join(f"  {line}" for line in _changed(known, identity))
-        + "\nBring the same data to this machine ('dlnn-search data list' shows what it has), give "
-        "a loader of your own that draws at random a seed, or begin anew with --fresh (the trials "
-        "so far are kept under another name)."
+        "from, and their results cannot be compared. Copy the same data to this machine "
+        "('dlnn-search data list' shows what it has); or, if your own loader draws at random, give "
+        "it a seed; or start with --fresh, which keeps the trials so far under another name.",
+        details=_what_differs(_changed(known, identity), "here"),
     )
+
+
+def _what_differs(lines: Iterable[str], now: str) -> str:
+    return "\n".join([f"What differs ('-' as stored, '+' as it is {now}):", *lines])
 
 
 def _are_same(known: Sequence[str], identity: Sequence[str]) -> bool:
@@ -269,7 +270,7 @@ def look_up(database: Database, name: str) -> StoredStudy:
     check_not_renamed(name, known.values())
     hint = did_you_mean(name, known)
     if "Did you mean" not in hint:
-        hint += f" Begin it with 'dlnn-search start {name}'."
+        hint += " 'dlnn-search studies' lists what can be started."
     raise UsageError(f"The database {database.shown} has no study '{name}'.{hint}")
 
 
@@ -307,8 +308,8 @@ def check_not_renamed(name: str, known: Iterable[StoredStudy]) -> None:
     for study in known:
         if name in study.earlier_names:
             raise UsageError(
-                f"The study '{name}' was renamed to '{study.name}'. Name it so, or give a new "
-                "study another name (copy its file)."
+                f"The study '{name}' was renamed to '{study.name}'. Use that name. For a new "
+                "study, copy the file under another name."
             )
 
 

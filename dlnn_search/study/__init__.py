@@ -328,7 +328,7 @@ class Study:
             try:
                 return _ANY_DATA.validate_python({**data.model_dump(), **options})
             except ValidationError as error:
-                raise StudyError(f"Invalid data options:\n{explain(error)}") from error
+                raise StudyError(f"Invalid data options: {explain(error)}.") from error
 
         if self.data is None:
             raise StudyError("Expected a study with data=..., got one whose space names its data.")
@@ -348,8 +348,8 @@ class Study:
                 config = self.space(_storing(trial))
         except ValidationError as error:
             raise StudyError(
-                f"The space of '{self.name}' made an invalid config: {self._line(error)}\n"
-                f"{explain(error)}"
+                f"The space of '{self.name}' made an invalid config: {self._line(error)}"
+                f"{explain(error)}."
             ) from error
         except UnstorableError as error:
             raise UnstorableError(f"The space of '{self.name}' {error}") from error

@@ -94,8 +94,8 @@ def with_kept_rate(study: Study, database: Database, stored: StoredStudy) -> Stu
     kept = kept_rate(database, stored.id)
     if kept is None:
         raise StudyError(
-            f"The study '{study.name}' has no range test yet, which its first start makes: "
-            f"dlnn-search start {study.name}"
+            f"The study '{study.name}' has no range test yet, which its first start makes. "
+            f"Start it with 'dlnn-search start {study.name}'."
         )
     return dataclasses.replace(study, measured_rate=kept.rate)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from dlnn_search.errors import (
@@ -16,7 +14,9 @@ from dlnn_search.errors import (
     DlnnSearchError,
     OutageError,
     StorageError,
+    one_line,
 )
+from dlnn_search.files import is_users_code
 from dlnn_search.metrics import direction_of, loss_sign
 from dlnn_search.storage.budget import duration_words
 from dlnn_search.storage.duplicates import Duplicate
@@ -92,11 +92,8 @@ _OF_MEMORY = (
 )
 
 
-#: Where no user writes: this package, Python's own library, and what is installed.
-_OTHERS_CODE = (
-    Path(__file__).parents[1],
-    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")),
-)
+#: Longest reason that is kept of a trial, in characters; the log has the traceback.
+MAX_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -194,15 +191,16 @@ def failure_of(error: Exception, *, had_data: bool) -> Failure:
         DataError: The error itself, if the data were never there.
         StorageError: The error itself, if trying again cannot help.
     """
-    reason = (
-        str(error) if isinstance(error, DlnnSearchError) else f"{type(error).__name__}: {error}"
-    )
+    said = str(error) if isinstance(error, DlnnSearchError) else f"{type(error).__name__}: {error}"
+    reason = one_line(said)
+    if len(reason) > MAX_REASON:  # TensorFlow adds the graph and hints
+        reason = f"{reason[: MAX_REASON - 3]}..."
     if any(map(_is_of_a_disk, _causes(error))) or isinstance(error, OutageError):
         return Failure(None, reason)
     if isinstance(error, StorageError):
         raise error
     if any(map(_is_of_memory, _causes(error))):
-        return Failure("out_of_memory", _first_line(reason))
+        return Failure("out_of_memory", _first_line(said))
     if isinstance(error, DataError):
         if not had_data:
             raise error
@@ -217,9 +215,8 @@ def _place_in_own_code(error: BaseException) -> str:
     """Return ` (FILE, line N)` of the user's code where an error arose; nothing where in none."""
     for cause in reversed(list(_causes(error))):
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            path = Path(frame.filename)
-            if path.is_file() and not any(map(path.is_relative_to, _OTHERS_CODE)):
-                return f" ({path}, line {frame.lineno})"
+            if is_users_code(frame.filename):
+                return f" ({frame.filename}, line {frame.lineno})"
     return ""
 
 
@@ -257,5 +254,5 @@ def _is_exhausted(error: BaseException) -> bool:
 
 def _first_line(text: str) -> str:
     """TensorFlow adds the graph and hints to its first line."""
-    line = text.strip().splitlines()[0] if text.strip() else "Out of memory."
-    return line if len(line) <= 500 else f"{line[:497]}..."
+    line = one_line(text.strip().splitlines()[0]) if text.strip() else "Out of memory."
+    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."

@@ -11,9 +11,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import optuna
+
 from dlnn_search.errors import DlnnSearchError, ExitCode, OutageError, StudyError
 from dlnn_search.storage.budget import budget_use
-from dlnn_search.storage.control import Control, Orders, is_first, set_control, stop_after_bugs
+from dlnn_search.storage.control import (
+    Control,
+    Orders,
+    in_short,
+    is_first,
+    set_control,
+    stop_after_bugs,
+)
 from dlnn_search.storage.control import orders as orders_of
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.database.outages import pause_seconds
@@ -71,6 +80,8 @@ def run_worker(
         StorageError, DataError: If the database, the disk or the data fails for good; what was
             begun goes on from its checkpoint at the next start.
     """
+    if about.get("log") is not None:
+        optuna.logging.enable_propagation()  # its warnings belong into the log, nowhere else
     named = study
     study = database.retrying(lambda: as_stored(named, database))
     stored = join_study(study, database)
@@ -192,7 +203,7 @@ class _Worker:
         """Wait a little; return the exit code instead where no slot will be given any more."""
         orders = self._orders()
         if orders.control in ("stop", "stop_now"):
-            why = f": {_last_line(orders.reason)}" if orders.reason else "."
+            why = f": {in_short(orders.reason)}" if orders.reason else "."
             return self._leave_off(f"The study '{self._search.study.name}' is asked to stop{why}")
         if self._retrying(self._search.slots.all_done):
             return self._leave_off(None)
@@ -200,7 +211,7 @@ class _Worker:
             use = self._retrying(lambda: budget_use(self._search.database, self._search.stored.id))
             return self._leave_off(f"The budget of '{self._search.study.name}' is {use.exhausted}.")
         state = "paused" if orders.control == "pause" else "waiting"
-        self._show(state=state, message=orders.reason)
+        self._show(state=state, message=in_short(orders.reason) if orders.reason else None)
         if time.monotonic() - self._swept > SWEEP_SECONDS:
             self._sweep()
         self._wait(WAIT_SECONDS)
@@ -235,18 +246,18 @@ class _Worker:
             return
         log.error("%s", verdict.bug)
         database, study_id, name = search.database, search.stored.id, search.study.name
+        bug = f"{verdict.reason}\n{verdict.bug}"
         if verdict.outcome is None:
-            self._stop(verdict.bug)
+            self._stop(bug)
             raise StudyError(
                 f"The first trial of '{name}' failed, which cost no part of the budget: "
-                f"{verdict.reason}\nMend the study, then start it again."
+                f"{verdict.reason}. Fix the study, then start it again."
             )
-        bug = verdict.bug
         stop = partial(stop_after_bugs, database, study_id, MAX_BUGS_IN_A_ROW, bug, worker=worker)
         if self._retrying(stop):
             raise StudyError(
-                f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last with: {verdict.reason} "
-                "Mend the study, then start it again, with --fresh where a trial has a result."
+                f"{MAX_BUGS_IN_A_ROW} trials in a row failed, the last one with: {verdict.reason}. "
+                "Fix the study, then start it again; add --fresh if a trial has a result."
             )
 
     def _stop(self, why: str, *, only_if: Control | None = None) -> None:
@@ -285,7 +296,3 @@ class _Worker:
                 if self._orders().control != "run":
                     return
                 look_at = time.monotonic() + WAIT_SECONDS
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]

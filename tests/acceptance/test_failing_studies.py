@@ -44,7 +44,7 @@ def test_a_search_of_which_every_trial_failed_does_not_end_well(place: Place) ->
     assert done.code == STUDY_ERROR, done.both
     assert "All 2 trials of tiny are done: 0 complete, 0 pruned, 2 failed." in done.out
     assert "More:" not in done.out
-    assert "Mend the study" in done.out and f"dlnn-search start {study} --fresh" in done.out
+    assert "Fix the study" in done.out and f"dlnn-search start {study} --fresh" in done.out
     assert "Every trial failed." in place.succeed("status", "tiny")
     edit(place, "1e8, 1e9", "1e-4, 1e-2")
     said = place.succeed("start", study, "--trials", 1)

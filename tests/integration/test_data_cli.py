@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from dlnn_search.cli.groups import data_app as app
-from dlnn_search.config import Clocks
+from dlnn_search.config import Clocks, FashionMnist, Mnist
 from dlnn_search.data import load
+from dlnn_search.data.catalog import class_names
+from dlnn_search.data.clocks.renderer import render_times
 from dlnn_search.data.prepared import Progress
 from dlnn_search.errors import DataError, DlnnSearchError, UsageError
 
@@ -114,6 +117,43 @@ def test_a_preview_is_a_png_of_training_pictures_that_follows_its_seed(
     assert first == same != other
     with Image.open(paths[0]) as grid:
         assert grid.format == "PNG"
+
+
+def test_a_single_clock_is_drawn_at_once_for_predict_and_its_time_is_told(
+    cache: Path, tmp_path: Path
+) -> None:
+    def drawn(name: str, *options: object) -> tuple[NDArray[np.uint8], str]:
+        done = run("preview", "clocks", "--one", "-o", tmp_path / name, *options)
+        assert done.exit_code == 0, done.output
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG" and picture.mode == "L"
+            return np.asarray(picture), done.output.rpartition(": ")[2].strip()
+
+    upright = ("--size", "64", "--azimuth-spread", "0", "--difficulty", "0")
+    first, time_told = drawn("a.png", *upright)
+    assert not cache.exists(), "a whole data set was prepared for one picture"
+    assert first.shape == (64, 64) and drawn("b.png", *upright)[1] == time_told
+    hour, minute = map(int, time_told.split(":"))
+    same = render_times([hour], [minute], image_size=64, azimuth_spread=0, difficulty=0)[0]
+    other = render_times([(hour + 6) % 12], [minute], image_size=64, azimuth_spread=0, difficulty=0)
+    apart = [np.abs(first.astype(int) - each).mean() for each in (same, other[0])]
+    assert apart[0] < apart[1], "another time than is told"
+    assert len({drawn("c.png", "--seed", seed)[1] for seed in range(6)}) > 3
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_a_single_digit_or_garment_is_one_of_the_validation_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("DLNN_SEARCH_CACHE", str(tmp_path / "cache"))
+    done = run("preview", name, "--one", "-o", tmp_path / "one.png", "--seed", 3)
+    assert done.exit_code == 0, done.output
+    data = Mnist() if name == "mnist" else FashionMnist()
+    validation = load(data).validation
+    with Image.open(tmp_path / "one.png") as picture:
+        pixels = np.asarray(picture)
+    found = np.flatnonzero((validation.take(slice(None)) == pixels).all(axis=(1, 2)))
+    assert class_names(data)[int(validation.labels[found[0]])] in done.output
 
 
 @pytest.mark.parametrize("output", ["grid.jpg", "nowhere/grid.png"])

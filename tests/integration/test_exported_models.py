@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from dlnn_search import data
-from dlnn_search.commands.export import export_model
+from dlnn_search.commands.export import export_model, kept_model
 from dlnn_search.config import Config, OwnData, OwnModel, Training
 from dlnn_search.errors import UsageError
 from dlnn_search.files import slot_path
@@ -98,9 +98,9 @@ def test_an_own_model_is_written_with_a_word_on_who_opens_it(
     file, path = tmp_path / "bright.py", tmp_path / "best.keras"
     stored, config = searched(sqlite_database, file, halved)
     with pytest.raises(UsageError, match=r"needs the own code .* --study bright\.py"):
-        export_model(sqlite_database, stored, path, None)
+        kept_model(sqlite_database, stored, None)
     assert not path.exists()
-    exported = export_model(sqlite_database, stored, path, str(file))
+    exported = export_model(kept_model(sqlite_database, stored, str(file)), path)
     if halved:
         assert "Warning: plain Keras cannot open it" in exported.words
         assert "Halved" in exported.words, exported.words

@@ -77,7 +77,7 @@ def test_trials_that_diverge_call_for_a_lower_learning_rate() -> None:
             sound_rates=[0.004],
         )
     )
-    assert told.startswith("3 of 4 trials diverge: lower the learning rate's upper end")
+    assert told.startswith("3 of 4 trials diverged. Lower the upper end of the learning rate")
     assert "(those that diverged had 0.02 to 0.1; those that did not, 0.004)" in told
 
 
@@ -93,7 +93,7 @@ def test_a_best_trial_on_the_edge_calls_for_a_wider_range() -> None:
 
 def test_open_trials_without_a_worker_call_for_one() -> None:
     told = only(Facts(status({"complete": 1, "open": 4}, workers=())))
-    assert "No worker is alive, though 4 of 5 trials are left" in told
+    assert "No worker is running, and 4 of 5 trials are left" in told
     assert "dlnn-search start mine" in told and "dlnn-search worker mine" in told
     for quiet in ("pause", "stop"):
         assert not advice(Facts(status({"open": 4}, workers=(), control=quiet)))
@@ -103,14 +103,16 @@ def test_open_trials_without_a_worker_call_for_one() -> None:
 def test_workers_in_trouble_are_told_with_where_and_why() -> None:
     ill = worker(state="troubled", message="No space left.\nmore", host="b")
     assert only(Facts(status({"open": 4}, workers=[ill]))) == (
-        "All workers have trouble (on b) and try again by themselves: No space left."
+        "All workers on b cannot train now. They keep trying. Reason: No space left."
     )
-    assert "1 of 2 workers have trouble" in only(Facts(status({"open": 1}, [ill, worker()])))
+    assert "1 of 2 workers on b cannot train now" in only(
+        Facts(status({"open": 1}, [ill, worker()]))
+    )
 
 
 def test_workers_that_are_killed_again_and_again_hint_at_memory() -> None:
     running = status({"open": 4})
-    assert "died by signal 9 3 times" in only(Facts(running, n_killed=3))
+    assert "Signal 9 killed workers 3 times" in only(Facts(running, n_killed=3))
     assert not advice(Facts(running, n_killed=1))
 
 
@@ -118,9 +120,9 @@ def test_trials_out_of_memory_call_for_less_at_once() -> None:
     failed = Failures("out_of_memory", 1, 2, "OOM")
     counts = {"failed": 1, "open": 3}
     on_processor = only(Facts(status(counts, failures=[failed])))
-    assert "batch size" in on_processor and on_processor.endswith("or --workers.")
+    assert "batch size" in on_processor and on_processor.endswith("with fewer --workers.")
     on_gpu = only(Facts(status(counts, [worker(gpu="0")]), event_counts={"out_of_memory": 2}))
-    assert "2 times" in on_gpu and on_gpu.endswith("or --workers-per-gpu.")
+    assert "2 times" in on_gpu and on_gpu.endswith("with fewer --workers-per-gpu.")
 
 
 def test_a_pruner_that_leaves_nothing_is_told() -> None:
@@ -130,7 +132,7 @@ def test_a_pruner_that_leaves_nothing_is_told() -> None:
 
 def test_a_worker_far_slower_than_the_others_is_told() -> None:
     workers = [worker("h-1-a"), worker("h-2-b"), worker("h-3-c", images_per_second=5.0)]
-    assert "Worker c on host trains 5 img/s" in only(Facts(status({"open": 4}, workers)))
+    assert "Worker c on host trains 5 images a second" in only(Facts(status({"open": 4}, workers)))
     assert not advice(Facts(status({"open": 4}, workers[1:])))  # of two, which one is right?
 
 
