@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from dlnn_search import machine
 from dlnn_search.cli import app
+from dlnn_search.commands import on_end as on_end_module
 from dlnn_search.commands import start as module
 from dlnn_search.launch import supervisor as supervisor_module
 from dlnn_search.launch.detached import Background
@@ -448,7 +449,7 @@ def test_a_command_is_told_of_what_fails_before_a_worker_starts(folder: Folder) 
 def test_a_command_that_fails_is_told_in_one_line_and_changes_nothing(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, command: str, words: str
 ) -> None:
-    monkeypatch.setattr(module, "ON_END_SECONDS", 0.3)
+    monkeypatch.setattr(on_end_module, "ON_END_SECONDS", 0.3)
     does(monkeypatch, lambda: folder.look(all_failed) or 0)
     began = time.monotonic()
     done = folder.start("--workers", 1, "--on-end", command)

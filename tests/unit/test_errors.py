@@ -146,7 +146,7 @@ def test_why_a_study_was_stopped_is_the_error_and_not_its_last_line(kept: str, s
         ),
         ("Error: First.\nagain\nError: Second.\n", "Second.", ""),
         ("one\n\ntwo\n", "one two", ""),
-        ("", "(it wrote nothing)", ""),
+        ("", "(no output)", ""),
     ],
 )
 def test_what_a_dead_worker_said_is_its_error_and_not_the_logs_last_line(
@@ -256,7 +256,7 @@ def test_what_cannot_be_done_is_told_before_tensorflow_is_imported(tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", AT_ONCE],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(README.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         input=REFUSED,
         capture_output=True,
         text=True,

@@ -36,6 +36,15 @@ def test_the_reference_lists_every_exit_code_and_no_other() -> None:
 
 def test_the_reference_lists_every_environment_variable_and_no_other() -> None:
     code = "".join(path.read_text("utf-8") for path in (ROOT / "dlnn_search").rglob("*.py"))
-    read = set(re.findall(r'"(DLNN_SEARCH_[A-Z_]+[A-Z])"', code))
+    named = set(re.findall(r'"(DLNN_SEARCH_[A-Z_]+[A-Z])"', code))
     table = REFERENCE.split("| variable | meaning |")[1].split("\n\n")[0]
-    assert set(re.findall(r"^\| `(DLNN_SEARCH_\w+)` \|", table, flags=re.MULTILINE)) == read
+    listed = set(re.findall(r"^\| `(DLNN_SEARCH_\w+)` \|", table, flags=re.MULTILINE))
+    service = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    given = set(
+        re.findall(
+            r"`(DLNN_SEARCH_\w+)`", service.split("| variable | value |")[1].split("\n\n")[0]
+        )
+    )
+    # The last one is between two processes of a start.
+    assert listed | given == named - {"DLNN_SEARCH_ON_END"}
+    assert listed & given == {"DLNN_SEARCH_STORAGE"}
