@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
-from dlnn_search import machine
+from dlnn_search import machine, secret
 from dlnn_search.cli import app
 from dlnn_search.commands import on_end as on_end_module
 from dlnn_search.commands import start as module
@@ -136,6 +136,7 @@ def folder(
     monkeypatch.chdir(tmp_path)
     for name in ("DLNN_SEARCH_STORAGE", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(secret, "_known", set())  # what other tests told it
     monkeypatch.setattr(supervisor_module, "Started", Worker)
     monkeypatch.setattr(supervisor_module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(Worker, "does", staticmethod(lambda: 0))
