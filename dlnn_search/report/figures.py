@@ -259,7 +259,7 @@ def sweep_page(sweep: Sweep, name: str, words: str) -> str:
             "ticktext": [f"{mark:g}" for mark in marks_of_x],
             "range": [log10(sweep.low), log10(sweep.high)],
         },
-        yaxis={"title": "training loss", "range": [floor, ceiling]},
+        yaxis={"title": "training loss", "range": [floor - 0.03 * ceiling, ceiling]},
         height=480,
     )
     title = f"Learning-rate range test of {name}"
@@ -356,11 +356,14 @@ EARLY_TO_LATE = [[0.0, "#a9bccd"], [1.0, ORANGE]]
 def study_figures(database: Database, study: StoredStudy) -> list[Picture]:
     """Return every picture of a study; words where there is too little to show."""
     searched = searched_trials(database, study)
-    n_trials, metric = len(searched.trials), study.metric
+    trials, metric = searched.get_trials(deepcopy=False), study.metric
+    n_trials, scale = len(trials), value_axis(metric, [trial.value for trial in trials])
+    sign = loss_sign(study.direction)
+    best_first = sorted(trials, key=lambda trial: sign * (trial.value or 0.0))
     names = by_importance(searched)
     better = "Lower" if study.direction == "minimize" else "Higher"
     pictures = [
-        Picture("History", _history(searched, metric), f"{better} is better."),
+        Picture("History", _history(searched, metric, scale), f"{better} is better."),
         Picture(
             "Learning curves",
             learning_curves(study, shown_curves(database, study)),
@@ -388,24 +391,21 @@ def study_figures(database: Database, study: StoredStudy) -> list[Picture]:
     )
     add(
         "Parallel coordinates",
-        lambda: _parallel(searched, names, metric),
+        lambda: _parallel(best_first, names, metric),
         2,
         "A line is a trial: green is the best one, orange the best tenth. The most important "
         "parameters come first.",
     )
     add(
         "Slices",
-        lambda: [_slice(searched, name, metric) for name in names],
+        lambda: [_slice(trials, name, metric, scale) for name in names],
         1,
         f"A dot is a trial: grey is early, orange is late. {better} is better. The most "
         "important parameters come first.",
     )
     add(
         "Contours",
-        lambda: [
-            _contour(searched, list(pair), metric)
-            for pair in combinations(names[:MAX_CONTOUR_PARAMETERS], 2)
-        ],
+        lambda: _contours(searched, names[:MAX_CONTOUR_PARAMETERS], metric, scale),
         3,
         f"The {metric_name(metric)} over two parameters, of the {MAX_CONTOUR_PARAMETERS} most "
         "important ones: darker is better. Between the trials it is interpolated.",
@@ -413,7 +413,7 @@ def study_figures(database: Database, study: StoredStudy) -> list[Picture]:
     )
     confirmed = confirmation(database, study)
     if confirmed is not None:
-        note = f"{better} is better. The search shows its best trials better than they are."
+        note = f"{better} is better. The best values of a search are partly luck."
         figure = confirmation_figure(study, confirmed)
         pictures.append(Picture("Confirmation", figure, note))
     return pictures
@@ -432,12 +432,11 @@ def put_into_dashboard(
     save_plotly_graph_object(study, figure, graph_object_id=figure_id)
 
 
-def _history(searched: optuna.Study, metric: str) -> go.Figure:
+def _history(searched: optuna.Study, metric: str, scale: dict[str, Any]) -> go.Figure:
     figure = visualization.plot_optimization_history(searched, target_name=axis_label(metric))
     for trace, name in zip(figure.data, ("a trial", "best so far"), strict=False):
         trace.update(name=name, hovertemplate=f"trial %{{x}}: {hover_value(metric)}<extra></extra>")
     figure.update_traces(line_shape="hv", selector={"mode": "lines"})
-    scale = value_axis(metric, [trial.value for trial in searched.trials])
     figure.update_layout(
         xaxis_title="trial", yaxis=scale | {"title": f"{axis_label(metric)}, validation"}
     )
@@ -468,10 +467,8 @@ def _importances(searched: optuna.Study) -> go.Figure:
     return figure
 
 
-def _parallel(searched: optuna.Study, names: Sequence[str], metric: str) -> go.Figure:
-    """Draw a line a trial: over the most important parameters, after its value."""
-    sign = loss_sign(searched.direction.name.lower())
-    ranked = sorted(searched.trials, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+def _parallel(ranked: Sequence[FrozenTrial], names: Sequence[str], metric: str) -> go.Figure:
+    """Draw a line a trial, the best first: over the most important parameters, after its value."""
     values = [trial.value or 0.0 for trial in ranked]
     ends = min(values), max(values)
     marks = round_marks(*ends, False)
@@ -494,7 +491,7 @@ def _parallel(searched: optuna.Study, names: Sequence[str], metric: str) -> go.F
             return None
         start, end = scale["range"]
         place = log10(place) if scale.get("type") == "log" else place
-        return (place - start) / ((end - start) or 1)
+        return float((place - start) / ((end - start) or 1))
 
     figure, n_top = go.Figure(), max(1, len(ranked) // 10)
     for rank in reversed(range(0, len(ranked), math.ceil(len(ranked) / MAX_POINTS))):
@@ -536,8 +533,10 @@ def _parallel(searched: optuna.Study, names: Sequence[str], metric: str) -> go.F
     return figure
 
 
-def _slice(searched: optuna.Study, name: str, metric: str) -> go.Figure:
-    trials = [trial for trial in searched.trials if name in trial.params]
+def _slice(
+    trials: Sequence[FrozenTrial], name: str, metric: str, scale: dict[str, Any]
+) -> go.Figure:
+    trials = [trial for trial in trials if name in trial.params]
     distribution = trials[-1].distributions[name]
     trials = [trial for trial in trials if trial.distributions[name] == distribution]
     figure = go.Figure()
@@ -559,15 +558,24 @@ def _slice(searched: optuna.Study, name: str, metric: str) -> go.Figure:
     figure.update_layout(
         title=plain_text(name),
         xaxis=parameter_axis(distribution) | {"zeroline": False},
-        yaxis=value_axis(metric, [trial.value for trial in searched.trials])
-        | {"title": axis_label(metric)},
+        yaxis=scale | {"title": axis_label(metric)},
         height=PANEL_PX,
     )
     return figure
 
 
-def _contour(searched: optuna.Study, pair: list[str], metric: str) -> go.Figure:
-    scale = value_axis(metric, [trial.value for trial in searched.trials])
+def _contours(
+    searched: optuna.Study, names: Sequence[str], metric: str, scale: dict[str, Any]
+) -> Drawn:
+    drawn = [_contour(searched, list(pair), metric, scale) for pair in combinations(names, 2)]
+    # Optuna leaves a figure empty whose trials have only one value of a parameter.
+    filled = [figure for figure in drawn if figure.data[0].x is not None]
+    return filled or "Needs two parameters of which different values were tried."
+
+
+def _contour(
+    searched: optuna.Study, pair: list[str], metric: str, scale: dict[str, Any]
+) -> go.Figure:
     bar: dict[str, Any] = {"thickness": 10, "title": None}
     target = None
     if scale:  # Optuna has no logarithmic colours
@@ -580,12 +588,10 @@ def _contour(searched: optuna.Study, pair: list[str], metric: str) -> go.Figure:
     label = axis_label(metric)
     figure = visualization.plot_contour(searched, params=pair, target=target, target_name=label)
     figure.update_traces(colorbar=bar, hoverinfo="skip", selector={"type": "contour"})
-    for axis, name in ((figure.layout.xaxis, pair[0]), (figure.layout.yaxis, pair[1])):
-        distribution = next(t.distributions[name] for t in searched.trials if name in t.params)
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):
         if axis.type == "log":
-            axis.update(
-                {key: parameter_axis(distribution)[key] for key in ("tickvals", "ticktext")}
-            )
+            marks = log_marks(*(10.0**end for end in axis.range))
+            axis.update(tickvals=marks, ticktext=[f"{mark:.6g}" for mark in marks])
     first, second = map(plain_text, pair)
     figure.update_layout(title=f"{first}, {second}", height=320)
     return figure

@@ -11,7 +11,7 @@ from html import escape, unescape
 from importlib.resources import files
 from math import log10
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -25,7 +25,7 @@ from dlnn_search.samplers.observations import Numeric
 #: Told from each other, and from a light and a dark page.
 BLUE, GREEN, ORANGE, RED, GREY = "#3b82c4", "#2f9e5f", "#e07b39", "#d1495b", "#8794a1"
 
-Drawn = go.Figure | Sequence[go.Figure] | str
+Drawn: TypeAlias = go.Figure | Sequence[go.Figure] | str
 
 
 class Picture(NamedTuple):
@@ -214,9 +214,11 @@ def parameter_axis(distribution: BaseDistribution) -> dict[str, Any]:
 
 def round_marks(low: float, high: float, is_whole: bool) -> list[float]:
     """Return round numbers in a range, about five."""
-    rough = (high - low) / 5 or 1.0
+    if high <= low:
+        return [low]
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(log10(rough))
-    step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
+    step = next(f * power for f in (1, 2, 5, 10) if f * power >= 0.7 * rough)
     step = max(1.0, step) if is_whole else step
     first = math.ceil(low / step - 1e-9)
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]

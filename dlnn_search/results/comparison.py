@@ -158,7 +158,7 @@ def importances(database: Database, study: StoredStudy) -> Importances:
     Assessing Hyperparameter Importance, ICML 2014.
     """
     optuna_study = searched_trials(database, study)
-    n_trials = len(optuna_study.trials)
+    n_trials = len(optuna_study.get_trials(deepcopy=False))
     if n_trials < MIN_TRIALS:
         raise UsageError(
             f"Expected at least {MIN_TRIALS} complete trials to tell what mattered, "
@@ -180,7 +180,8 @@ def ped_anova_share(n_trials: int) -> float:
 
 def ped_anova_shares(searched: optuna.Study) -> dict[str, float]:
     """Return each parameter's share of what made the best trials, the most important first."""
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=ped_anova_share(len(searched.trials)))
+    top_share = ped_anova_share(len(searched.get_trials(deepcopy=False)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=top_share)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_param_importances(searched, evaluator=evaluator)
@@ -192,8 +193,9 @@ def by_importance(searched: optuna.Study) -> list[str]:
     With fewer than `MIN_TRIALS` trials, and for parameters that not every trial has, the order
     is that of the space.
     """
-    seen = dict.fromkeys(name for trial in searched.trials for name in trial.params)
-    ranked = ped_anova_shares(searched) if len(searched.trials) >= MIN_TRIALS else {}
+    trials = searched.get_trials(deepcopy=False)
+    seen = dict.fromkeys(name for trial in trials for name in trial.params)
+    ranked = ped_anova_shares(searched) if len(trials) >= MIN_TRIALS else {}
     return [*ranked, *(name for name in seen if name not in ranked)]
 
 
