@@ -57,6 +57,22 @@ def chance_of(metric: str, n_classes: int | None = None) -> float | None:
     return _CHANCE_ON_CLOCKS.get(metric)
 
 
+#: The largest value that a metric which is no share can have; a loss has none.
+_LARGEST: dict[str, float] = {
+    "loss": math.inf,
+    "train_loss": math.inf,
+    "common_sense_error": MINUTES_ON_DIAL / 2,
+    "median_error": MINUTES_ON_DIAL / 2,
+    "p95_error": MINUTES_ON_DIAL / 2,
+    "minute_error": MINUTES / 2,
+}
+
+
+def bounds_of(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value that a metric can have, in its unit."""
+    return 0.0, _LARGEST.get(metric, 1.0)
+
+
 def perfect_of(metric: str) -> float:
     """Return what no model beats in a metric."""
     return 1.0 if DIRECTIONS[metric] == "maximize" else 0.0

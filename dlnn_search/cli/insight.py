@@ -42,7 +42,8 @@ def regions(
     """Show how the search narrowed, stage by stage."""
     import optuna
 
-    from dlnn_search.report.figures import narrowing_figure
+    from dlnn_search.report.figures import REGIONS_NOTE, region_figures
+    from dlnn_search.report.pages import Picture, page_of, write_page
     from dlnn_search.report.tables import print_narrowing
     from dlnn_search.results.comparison import narrowing_of
     from dlnn_search.storage.database import storage_errors
@@ -65,12 +66,9 @@ def regions(
             "the trials: the whole space is open."
         )
     if output is not None:
-        try:
-            narrowing_figure(narrowing, f"How the space of {study} narrowed").write_html(
-                output, include_plotlyjs=True
-            )
-        except OSError as error:
-            raise StorageError(f"Cannot write '{output}': {error.strerror or error}.") from error
+        title = f"How the space of {study} narrowed"
+        picture = Picture(title, region_figures(narrowing), REGIONS_NOTE)
+        write_page(output, page_of(title, [picture]))
         print(f"\nDrawn in {output}")
 
 
@@ -149,7 +147,7 @@ def confirm(
 ) -> None:
     """Train the best trials again with fresh seeds."""
     from dlnn_search.commands.confirm import plan_confirmation
-    from dlnn_search.report.figures import confirmation_figure
+    from dlnn_search.report.evaluation import confirmation_figure
 
     _check_workers(workers)
     url = database_url_of(storage)
@@ -305,7 +303,8 @@ def compare(
     storage: StorageOption = None,
 ) -> None:
     """Compare studies at equal budgets."""
-    from dlnn_search.report.figures import comparison_figures, page_of, write_page
+    from dlnn_search.report.figures import comparison_figures
+    from dlnn_search.report.pages import page_of, write_page
     from dlnn_search.report.tables import print_comparison
     from dlnn_search.results.comparison import compared
     from dlnn_search.storage.studies import find
@@ -313,20 +312,16 @@ def compare(
     with open_known("compare", storage) as database:
         found = compared(database, [find(database, name) for name in studies])
         print_comparison(make_console(), found)
-        figures = comparison_figures(found)
+        pictures = comparison_figures(found)
     shown = [
-        (
-            one.study.name,
-            figure.__class__(figure).update_layout(title=title),
-            f"comparison-{number}",
-        )
+        (one.study.name, picture.drawn, f"comparison-{number}")
         for one in found
-        for number, (title, figure) in enumerate(figures)
+        for number, picture in enumerate(pictures)
     ]
     is_shown = _show_in_dashboard(database.url, shown)
     if output is not None:
         title = " and ".join(one.study.name for one in found)
-        write_page(output, page_of(f"Comparison: {title}", list(figures)))
+        write_page(output, page_of(f"Comparison: {title}", pictures))
         print(f"\nWrote {output}")
     if is_shown:
         print("The curves are in the dashboard, on each study's page.")
@@ -346,7 +341,8 @@ def plots(
     storage: StorageOption = None,
 ) -> None:
     """Draw history, curves, importance and more (HTML)."""
-    from dlnn_search.report.figures import study_figures, write_pages
+    from dlnn_search.report.figures import study_figures
+    from dlnn_search.report.pages import write_pages
 
     with open_study("plots", study, storage) as (database, stored):
         figures = study_figures(database, stored)

@@ -23,13 +23,22 @@ from werkzeug.test import Client
 from werkzeug.wrappers import Request, Response
 
 from dlnn_search.commands.confirm import check_new_name
-from dlnn_search.dashboard.access import REFUSED_SCRIPT, Passwords, Sides, gate, told
+from dlnn_search.dashboard.access import (
+    REFUSED_SCRIPT,
+    STUDIES_SCRIPT,
+    Passwords,
+    Sides,
+    gate,
+    told,
+)
 from dlnn_search.errors import DlnnSearchError, UsageError
+from dlnn_search.metrics import duration, metric_name, metric_unit, metric_value
 from dlnn_search.report.figures import learning_curves, narrowing_figure, put_into_dashboard
+from dlnn_search.report.live import state_words
 from dlnn_search.results.comparison import narrowing_of
-from dlnn_search.results.status import shown_curves
+from dlnn_search.results.status import StudyStatus, shown_curves, study_status
 from dlnn_search.secret import hidden
-from dlnn_search.storage.budget import budget_use
+from dlnn_search.storage.budget import budget_use, time_words
 from dlnn_search.storage.database import Database, database_url, open_database
 from dlnn_search.storage.halves import delete_study, lost_words, rename_study
 from dlnn_search.storage.optuna import remembering
@@ -74,6 +83,8 @@ _RENAMED = re.compile(r"POST /api/studies/(\d+)/rename")
 REFRESH_SECONDS = 10.0
 FIGURE_ID = "learning-curves"
 REGIONS_ID = "regions"
+#: Where every page finds how the studies stand.
+STUDIES_STATES = "/studies.json"
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances/?")
@@ -146,7 +157,7 @@ def serve(
     ended = threading.Event()
     try:
         sides = Sides(
-            viewer=_application(_remembering(viewer)),
+            viewer=_with_states(viewer, _application(_remembering(viewer))),
             editor=None if serving.read_only or editor is None else _editors_side(editor),
         )
         known = LOCAL_NAMES | {serving.host} if is_local(serving.host) else None
@@ -189,6 +200,61 @@ def _application(storage: BaseStorage) -> WSGIApplication:
     return application
 
 
+def _with_states(database: Database, theirs: WSGIApplication) -> WSGIApplication:
+    """Return optuna-dashboard, whose list of studies says how each one stands."""
+    script = files("dlnn_search.dashboard").joinpath("studies.js").read_text("utf-8")
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = environ.get("PATH_INFO")
+        if asked == STUDIES_SCRIPT:
+            return Response(script, mimetype="text/javascript")(environ, start_response)
+        if asked != STUDIES_STATES:
+            return theirs(environ, start_response)
+        try:
+            answer = told(200, _states(database))
+        except DlnnSearchError as error:  # the database is away
+            answer = told(503, {"reason": hidden(str(error))})
+        return answer(environ, start_response)
+
+    return application
+
+
+def _states(database: Database) -> dict[str, list[str]]:
+    """Return lines about each study that has both halves, by its number in the dashboard."""
+    found = {}
+    for study in all_studies(database):
+        with suppress(KeyError):  # its other half is gone
+            number = database.optuna.get_study_id_from_name(study.name)
+            found[str(number)] = _state_lines(study_status(database, study))
+    return found
+
+
+def _state_lines(status: StudyStatus) -> list[str]:
+    better = "lower" if status.direction == "minimize" else "higher"
+    metric = f"{metric_name(status.metric)}{metric_unit(status.metric)}"
+    limits = [
+        f"{name} {duration(limit)}"
+        for name, limit in (
+            ("wall time", status.use.wall_seconds),
+            ("worker-hours", status.use.worker_seconds),
+        )
+        if limit is not None
+    ]
+    if status.use.deadline_at is not None:
+        limits.append(f"until {time_words(status.use.deadline_at)}")
+    budget = ", ".join([f"{status.n_done} of {status.budget} trials", *limits])
+    best = status.best
+    value = "none yet"
+    if best is not None and best.value is not None:
+        value = f"{metric_value(status.metric, best.value)} (trial {best.number})"
+    return [
+        f"Metric: {metric}, {better} is better",
+        f"Best: {value}",
+        f"Budget: {budget}",
+        f"State: {state_words(status)}",
+    ]
+
+
 def _has_parameters(storage: BaseStorage, study_id: int) -> bool:
     try:
         trials = storage.get_all_trials(study_id, deepcopy=False)
@@ -200,7 +266,7 @@ def _has_parameters(storage: BaseStorage, study_id: int) -> bool:
 def _editors_side(database: Database) -> WSGIApplication:
     """Return optuna-dashboard, which deletes and renames studies of ours with both halves."""
     storage = _remembering(database)
-    theirs = _application(storage)
+    theirs = _with_states(database, _application(storage))
     script = files("dlnn_search.dashboard").joinpath("refused.js").read_text("utf-8")
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -295,7 +361,7 @@ def _put_figures(database: Database, study: StoredStudy) -> None:
     put_into_dashboard(database, study.name, drawn, FIGURE_ID)
     narrowing = narrowing_of(optuna.load_study(study_name=study.name, storage=database.optuna))
     if narrowing.regions:
-        drawn = narrowing_figure(narrowing, f"How the space of {study.name} narrowed")
+        drawn = narrowing_figure(narrowing, f"Regions of {study.name}, by trial")
         put_into_dashboard(database, study.name, drawn, REGIONS_ID)
 
 

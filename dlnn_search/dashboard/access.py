@@ -73,6 +73,8 @@ button:has([data-testid="StopCircleIcon"]) { display: none !important }
 """
 #: Where an editor's page finds what says why a change was refused.
 REFUSED_SCRIPT = "/refused.js"
+#: Where every page finds what fills its list of studies.
+STUDIES_SCRIPT = "/studies.js"
 _LOG_IN_POLICY = "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'"
 
 
@@ -332,6 +334,7 @@ def _add_to_page(answer: WerkzeugResponse, *, is_viewer: bool, has_log_in: bool)
     if answer.status_code != 200 or request.method != "GET":
         return
     added = _VIEWERS_STYLE if is_viewer else f'<script src="{REFUSED_SCRIPT}"></script>'
+    added += f'<script src="{STUDIES_SCRIPT}"></script>'
     if has_log_in:
         added += _BAR.replace("ROLE", "Viewer: read-only" if is_viewer else "Editor")
     text = answer.get_data(as_text=True)

@@ -29,6 +29,16 @@ from dlnn_search.metrics import (
     metric_unit,
     metric_value,
 )
+from dlnn_search.report.pages import (
+    BLUE,
+    GREY,
+    RED,
+    Picture,
+    axis_label,
+    hover_value,
+    page_of,
+    plain_text,
+)
 from dlnn_search.report.tables import say, table_of
 from dlnn_search.results.confirmation import (
     CONFIDENCE,
@@ -74,37 +84,40 @@ def draw_worst_clocks(split: Split, predicted: NDArray[np.generic], path: Path) 
     sheet.save(path, format="PNG")
 
 
+#: More classes leave no room for numbers.
+MAX_COUNTED_CLASSES = 16
+
+
 def draw_confusion(
     true: NDArray[np.uint8], predicted: NDArray[np.generic], data: ClassData, path: Path
 ) -> None:
-    """Draw which class was taken for which as an HTML page that needs nothing else."""
-    names = class_names(data)
+    """Draw which class was taken for which, as a page that needs nothing else."""
+    names = [plain_text(name) for name in class_names(data)]
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (true.astype(np.int64), predicted.astype(np.int64)), 1)
     mistakes = counts.astype(float)
     np.fill_diagonal(mistakes, np.nan)  # the right ones would drown the colours of the wrong
     figure = go.Figure(
         go.Heatmap(
-            z=mistakes,
+            z=mistakes.tolist(),
             x=names,
             y=names,
-            text=counts,
-            texttemplate="%{text}",
-            colorscale="Reds",
-            hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>",
-            colorbar={"title": "mistakes"},
+            text=counts.tolist(),
+            texttemplate="%{text}" if len(names) <= MAX_COUNTED_CLASSES else None,
+            colorscale=[[0.0, "rgba(209, 73, 91, 0.05)"], [1.0, "rgba(209, 73, 91, 1)"]],
+            hovertemplate="%{y} read as %{x}: %{text}<extra></extra>",
+            colorbar={"title": "mistakes", "thickness": 12},
         )
     )
-    right = np.trace(counts) / counts.sum()
     figure.update_layout(
-        title=f"{title_of(data)}: {right:.2%} of {counts.sum():,} test images right",
-        xaxis={"title": "read as", "type": "category", "side": "bottom"},
-        yaxis={"title": "truth", "type": "category", "autorange": "reversed"},
-        width=820,
-        height=720,
-        template="plotly_white",
+        xaxis={"title": "read as", "type": "category", "showgrid": False},
+        yaxis={"title": "truth", "type": "category", "autorange": "reversed", "showgrid": False},
+        height=640,
     )
-    figure.write_html(path, include_plotlyjs=True)
+    right = np.trace(counts) / counts.sum()
+    title = f"{title_of(data)}: {right:.2%} of {counts.sum():,} test images are right"
+    note = "A number is a count of images. Colours show mistakes; the diagonal is right."
+    path.write_text(page_of(title, [Picture(title, figure, note)]), encoding="utf-8")
 
 
 def _clock(minutes: float) -> str:
@@ -351,6 +364,58 @@ def _conclusions(study: StoredStudy, result: Confirmation) -> list[str]:
             "More --seeds may do so."
         )
     return lines
+
+
+def confirmation_figure(study: StoredStudy, result: Confirmation) -> go.Figure:
+    """Draw each candidate's value in the search beside its seeds and their mean."""
+    order: Sequence[Candidate] = sorted(result.candidates, key=lambda one: one.search_rank)
+    names = [
+        f"trial {one.trial}" if one.study == study.name else f"trial {one.trial} of {one.study}"
+        for one in order
+    ]
+    names = [plain_text(name) for name in names]
+    hover = "%{x}, %{fullData.name}: " + hover_value(study.metric) + "<extra></extra>"
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[name for name, one in zip(names, order, strict=True) for _ in one.values],
+        y=[value for one in order for value in one.values],
+        mode="markers",
+        marker={"color": GREY, "size": 7},
+        name="a fresh seed",
+        hovertemplate=hover,
+    )
+    means = [one.mean or 0.0 for one in order]
+    intervals = [
+        one.interval(study.metric) or (mean, mean) for one, mean in zip(order, means, strict=True)
+    ]
+    figure.add_scatter(
+        x=names,
+        y=[one.mean for one in order],
+        error_y={
+            "type": "data",
+            "array": [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
+            "arrayminus": [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
+        },
+        mode="markers",
+        marker={"color": BLUE, "size": 12, "symbol": "diamond"},
+        name="mean of the seeds"
+        + (f", {CONFIDENCE:.0%} interval" if any(low < high for low, high in intervals) else ""),
+        hovertemplate=hover,
+    )
+    figure.add_scatter(
+        x=names,
+        y=[one.search_value for one in order],
+        mode="markers",
+        marker={"color": RED, "size": 11, "symbol": "x"},
+        name="in the search",
+        hovertemplate=hover,
+    )
+    figure.update_layout(
+        title=f"The best trials of {plain_text(study.name)} with fresh seeds",
+        xaxis_title="best in the search first",
+        yaxis_title=f"{axis_label(study.metric)}, validation",
+    )
+    return figure
 
 
 def print_retuning(console: Console, study: StoredStudy, rates: list[Rate], storage: str) -> None:

@@ -1,34 +1,50 @@
-"""A search in pictures and pages: Optuna's figures, regions, range tests."""
+"""A search in pictures: history, curves, importance, regions, range tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
+from itertools import combinations
 from math import log10
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import plotly.graph_objects as go
-import plotly.io as pio
 from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
-from dlnn_search.errors import StorageError, UsageError
-from dlnn_search.metrics import metric_name, metric_unit
+from dlnn_search.metrics import loss_sign, metric_name, metric_value
+from dlnn_search.report.evaluation import confirmation_figure
+from dlnn_search.report.pages import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    Drawn,
+    Picture,
+    axis_label,
+    hover_value,
+    is_counted,
+    log_marks,
+    page_of,
+    parameter_axis,
+    placed,
+    plain_text,
+    round_marks,
+    value_axis,
+)
 from dlnn_search.results.comparison import (
     MIN_TRIALS,
     Narrowing,
     Progress,
-    ped_anova_share,
+    by_importance,
     ped_anova_shares,
     searched_trials,
 )
-from dlnn_search.results.confirmation import CONFIDENCE, Candidate, Confirmation, confirmation
+from dlnn_search.results.confirmation import confirmation
 from dlnn_search.results.status import shown_curves
 from dlnn_search.samplers.observations import Numeric
 from dlnn_search.storage.database import Database
@@ -38,138 +54,91 @@ from dlnn_search.storage.trials import Point, Trial
 if TYPE_CHECKING:
     from dlnn_search.training.rate_range import Sweep
 
-STYLE = (
-    "body{font:16px/1.45 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;"
-    "color:#222}h1{font-size:26px}h2{font-size:20px;margin-top:36px}p{color:#555}"
-    "table{border-collapse:collapse}td,th{padding:4px 12px;text-align:right}"
-    "th{border-bottom:1px solid #999}td:first-child,th:first-child{text-align:left}"
+MAX_CURVE_POINTS = 60
+MAX_TICKS = 12
+#: Curves with a colour and a name; the rest stays in the background.
+MAX_NAMED_CURVES = 6
+#: The picture shows so many trials at most, evenly chosen: it is loaded at each refresh.
+MAX_POINTS = 300
+#: Parameters that the dashboard's picture shows at once: its place is 450 pixels high.
+AT_ONCE = 4
+PANEL_PX = 260
+BAND = "rgba(59, 130, 196, {:.2f})"
+REGIONS_NOTE = (
+    "The most important parameters come first. A band shows the values from which a stage draws; "
+    "for choices, a stronger band is a likelier choice. Dots are complete trials, open circles "
+    "pruned ones, crosses failed ones. The star is the best trial."
 )
 
 
-def page_of(
-    title: str, figures: Sequence[tuple[str | None, go.Figure | str]], about: str = ""
-) -> str:
-    """Return a page of figures, one below the other.
-
-    Args:
-        title: Of the page.
-        figures: Each with its heading; words in place of a figure say why there is none.
-        about: A sentence below the title.
-    """
-    parts = [f"<h1>{escape(title)}</h1>"]
-    if about:
-        parts.append(f"<p>{escape(about)}</p>")
-    has_library = False
-    for heading, figure in figures:
-        if heading:
-            parts.append(f"<h2>{escape(heading)}</h2>")
-        if isinstance(figure, str):
-            parts.append(f"<p>{escape(figure)}</p>")
-            continue
-        parts.append(
-            pio.to_html(figure, full_html=False, include_plotlyjs=not has_library, div_id=None)
+def region_figures(narrowing: Narrowing) -> list[go.Figure]:
+    """Draw each parameter over the trials: the stages' ranges, the trials, and the best."""
+    figures = []
+    shown = _evenly([t for t in narrowing.trials if t.params], MAX_POINTS)
+    n_trials = max((trial.number for trial in narrowing.trials), default=0) + 1
+    for name, distribution in narrowing.distributions.items():
+        figure = go.Figure()
+        _draw_bands(figure, name, distribution, narrowing.regions, n_trials)
+        _draw_trials(figure, name, distribution, shown, narrowing.best)
+        figure.update_layout(
+            title_text=plain_text(name),
+            xaxis={"title": "trial", "range": [-0.7, n_trials - 0.3], "rangemode": "nonnegative"},
+            yaxis=parameter_axis(distribution) | {"zeroline": False},
+            height=PANEL_PX,
+            showlegend=False,
         )
-        has_library = True
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page.
-
-    Raises:
-        UsageError: If its name is no page's, or its folder does not exist.
-        StorageError: If it cannot be written.
-    """
-    if path.suffix.lower() != ".html":
-        raise UsageError(f"Expected a page to write, -o NAME.html, got '{path}'.")
-    if not path.parent.is_dir():
-        raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error
-
-
-def write_pages(
-    output: Path, name: str, figures: Sequence[tuple[str | None, go.Figure | str]]
-) -> list[Path]:
-    """Write a study's figures: on one page, or into a folder, a page each.
-
-    Args:
-        output: A page's name, which ends in `.html`, or a folder's.
-        name: The study's.
-        figures: Each with its title.
-
-    Raises:
-        UsageError: If the page or folder cannot be meant.
-        StorageError: If a file cannot be written.
-    """
-    if output.suffix.lower() == ".html":
-        write_page(output, page_of(name, figures))
-        return [output]
-    if output.suffix or output.is_file():
-        raise UsageError(f"Expected a page, -o NAME.html, or a folder, got '{output}'.")
-    try:
-        output.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"Cannot make the folder '{output}': {error.strerror or error}."
-        ) from error
-    paths = []
-    for title, figure in figures:
-        assert title is not None  # it is the file's name
-        paths.append(output / f"{title.lower().replace(' ', '-')}.html")
-        write_page(paths[-1], page_of(f"{name}: {title}", [(None, figure)]))
-    return paths
-
-
-MAX_CURVE_POINTS = 60
-MAX_TICKS = 12
-#: The picture shows so many trials at most, evenly chosen: it is loaded at each refresh.
-MAX_POINTS = 300
-ROW_PX = 130
-BAND = "rgba(38, 110, 200, {:.2f})"
+        figures.append(figure)
+    return figures
 
 
 def narrowing_figure(narrowing: Narrowing, title: str) -> go.Figure:
-    """Draw each parameter over the trials: the stages' ranges, the trials, and the best."""
-    names = list(narrowing.distributions)
-    figure = make_subplots(
-        rows=max(1, len(names)),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.25 / max(4, len(names)),
-    )
-    shown = _evenly([t for t in narrowing.trials if t.params], MAX_POINTS)
-    n_trials = max((trial.number for trial in narrowing.trials), default=0) + 1
-    for row, name in enumerate(names, start=1):
-        distribution = narrowing.distributions[name]
-        _draw_bands(figure, row, name, distribution, narrowing.regions, n_trials)
-        _draw_trials(figure, row, name, shown, narrowing.best)
-        axis: dict[str, Any] = {"title": {"text": name, "font": {"size": 11}}}
-        if isinstance(distribution, CategoricalDistribution):
-            choices = [str(choice) for choice in distribution.choices]
-            axis |= {"type": "category", "categoryorder": "array", "categoryarray": choices}
-        else:
-            assert isinstance(distribution, Numeric)
-            if distribution.log:
-                axis |= {"type": "log", "dtick": 1, "exponentformat": "power"}
-        figure.update_yaxes(row=row, col=1, **axis)
-    figure.update_xaxes(title_text="trial", row=max(1, len(names)), col=1)
+    """Draw the parameters in one figure, four at once, with a menu that leads to the others."""
+    panels = region_figures(narrowing)
+    figure = make_subplots(rows=2, cols=2, horizontal_spacing=0.14, vertical_spacing=0.16)
+    owners = []
+    for number, panel in enumerate(panels):
+        row, column = divmod(number % AT_ONCE, 2)
+        for trace in panel.data:
+            is_first = trace.name is not None and number % AT_ONCE == 0
+            trace.update(visible=number < AT_ONCE, showlegend=is_first)
+            figure.add_trace(trace, row=row + 1, col=column + 1)
+            owners.append(number // AT_ONCE)
+    pages = [panels[i : i + AT_ONCE] for i in range(0, len(panels), AT_ONCE)]
+    buttons = []
+    for page, shown in enumerate(pages):
+        axes: dict[str, Any] = {}
+        for place in range(AT_ONCE):
+            end = str(place + 1) if place else ""
+            is_there = place < len(shown)
+            axes |= {f"xaxis{end}.visible": is_there, f"yaxis{end}.visible": is_there}
+            if is_there:
+                scale = shown[place].layout.yaxis
+                for key in ("type", "range", "tickvals", "ticktext"):
+                    axes[f"yaxis{end}.{key}"] = scale[key]
+                axes[f"yaxis{end}.title.text"] = shown[place].layout.title.text
+        if page == 0:
+            figure.update_layout({key.replace(".", "_"): value for key, value in axes.items()})
+        first = page * AT_ONCE + 1
+        label = f"Parameters {first} to {first + len(shown) - 1} of {len(panels)}"
+        args = [{"visible": [owner == page for owner in owners]}, axes]
+        buttons.append({"label": label, "method": "update", "args": args})
+    if panels:
+        figure.update_xaxes(range=panels[0].layout.xaxis.range, title_font_size=11)
+        figure.update_xaxes(title_text="trial", row=2)
+    figure.update_yaxes(zeroline=False, title_font_size=12, title_standoff=4, automargin=True)
     figure.update_layout(
-        title=title, template="plotly_white", height=120 + ROW_PX * max(1, len(names))
+        title={"text": plain_text(title), "y": 0.97, "yanchor": "top"},
+        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
+        margin={"l": 60, "r": 20, "t": 84, "b": 44},
     )
+    if len(pages) > 1:
+        menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.03, "yanchor": "bottom"}
+        figure.update_layout(updatemenus=[menu | {"pad": {"t": 0, "b": 0}, "font": {"size": 11}}])
     return figure
 
 
 def _draw_bands(
     figure: go.Figure,
-    row: int,
     name: str,
     distribution: BaseDistribution,
     regions: Sequence[dict[str, Any]],
@@ -190,6 +159,8 @@ def _draw_bands(
             low, high = distribution.low, distribution.high
             if part is not None:
                 low, high = part["low"], part["high"]
+            if is_counted(distribution):
+                low, high = low - 0.4, high + 0.4
             boxes = [(low, high, 0.35)]
         for low, high, share in boxes:
             figure.add_scatter(
@@ -200,54 +171,42 @@ def _draw_bands(
                 fillcolor=BAND.format(0.6 * share),
                 hoverinfo="skip",
                 showlegend=False,
-                row=row,
-                col=1,
             )
 
 
 def _draw_trials(
     figure: go.Figure,
-    row: int,
     name: str,
+    distribution: BaseDistribution,
     shown: Sequence[FrozenTrial],
     best: FrozenTrial | None,
 ) -> None:
-    looks = {
-        TrialState.COMPLETE: ("complete", "rgb(40, 40, 40)", "circle"),
-        TrialState.PRUNED: ("pruned", "rgb(230, 140, 20)", "circle-open"),
-        TrialState.FAIL: ("failed", "rgb(200, 40, 40)", "x"),
-    }
-    for state, (label, color, symbol) in looks.items():
-        trials = [t for t in shown if t.state == state and name in t.params]
-        if trials:
+    groups = [
+        ("complete", TrialState.COMPLETE, {"color": "#52606d", "symbol": "circle", "size": 5}),
+        ("pruned", TrialState.PRUNED, {"color": ORANGE, "symbol": "circle-open", "size": 5}),
+        ("failed", TrialState.FAIL, {"color": RED, "symbol": "x", "size": 6}),
+        ("best", None, {"color": GREEN, "symbol": "star", "size": 13}),
+    ]
+    for label, state, marker in groups:
+        of_state = [t for t in shown if t.state == state]
+        trials = of_state if state is not None else [best] if best is not None else []
+        # A space that was edited may have had other choices: such a value has no place here.
+        known = [t for t in trials if t.distributions.get(name) == distribution]
+        if known:
             figure.add_scatter(
-                x=[t.number for t in trials],
-                y=[_drawn(t, name) for t in trials],
+                x=[t.number for t in known],
+                y=[placed(distribution, t.params[name]) for t in known],
+                text=[_short(t.params[name]) for t in known],
+                hovertemplate=f"trial %{{x}}, {label}: %{{text}}<extra></extra>",
                 mode="markers",
                 name=label,
                 legendgroup=label,
-                showlegend=row == 1,
-                marker={"color": color, "symbol": symbol, "size": 5},
-                row=row,
-                col=1,
+                marker=marker,
             )
-    if best is not None and name in best.params:
-        figure.add_scatter(
-            x=[best.number],
-            y=[_drawn(best, name)],
-            mode="markers",
-            name="best",
-            legendgroup="best",
-            showlegend=row == 1,
-            marker={"color": "rgb(20, 150, 60)", "symbol": "star", "size": 13},
-            row=row,
-            col=1,
-        )
 
 
-def _drawn(trial: FrozenTrial, name: str) -> Any:
-    value = trial.params[name]
-    return str(value) if isinstance(trial.distributions[name], CategoricalDistribution) else value
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else plain_text(value)
 
 
 def _evenly(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
@@ -256,79 +215,97 @@ def _evenly(trials: Sequence[FrozenTrial], n: int) -> list[FrozenTrial]:
 
 
 def sweep_page(sweep: Sweep, name: str, words: str) -> str:
-    """Return the picture of a test as a page of its own."""
+    """Return the picture of a range test as a page of its own."""
+    ceiling, floor = max(sweep.smoothed) * 1.2, min(0.0, min(sweep.smoothed))
+    hover = "rate %{x:.3g}: loss %{y:.4g}<extra></extra>"
     figure = go.Figure()
     figure.add_scatter(
         x=sweep.rates,
         y=sweep.losses,
         mode="markers",
-        marker={"size": 3, "color": "#9bb"},
-        name="a batch",
+        marker={"size": 3, "color": GREY},
+        name="one batch",
+        hovertemplate=hover,
     )
     figure.add_scatter(
-        x=sweep.rates, y=sweep.smoothed, mode="lines", line={"width": 3}, name="smoothed"
+        x=sweep.rates,
+        y=sweep.smoothed,
+        mode="lines",
+        line={"width": 3, "color": BLUE},
+        name="smoothed",
+        hovertemplate=hover,
     )
     marks = (
-        (sweep.climbs_at, "starts to climb", "#2a7", 1.0),
-        (sweep.half, "half of the highest", "#a60", 0.94),
-        (sweep.highest, "highest that does not diverge", "#c22", 0.88),
+        (sweep.climbs_at, "lowest loss", GREEN),
+        (sweep.half, "half of the highest rate", ORANGE),
+        (sweep.highest, "highest rate that does not diverge", RED),
     )
-    for value, text, color, height in marks:
+    for value, text, color in marks:
         if value is not None:
-            figure.add_vline(x=value, line={"dash": "dash", "color": color})
-            figure.add_annotation(
-                x=log10(value),
-                y=height,
-                yref="paper",
-                text=f"{text}: {value:.2g}",
-                font={"color": color},
-                showarrow=False,
-                xanchor="right",
-                xshift=-4,
+            figure.add_scatter(
+                x=[value, value],
+                y=[floor, ceiling],
+                mode="lines",
+                line={"dash": "dash", "color": color},
+                name=f"{text}: {value:.2g}",
+                hoverinfo="skip",
             )
-    ceiling = max(sweep.smoothed) * 1.2
+    marks_of_x = log_marks(sweep.low, sweep.high)
     figure.update_layout(
-        title=f"Learning-rate range test of {name}: {words}",
         xaxis={
             "title": "learning rate",
             "type": "log",
-            "dtick": 1,
-            "exponentformat": "power",
+            "tickvals": marks_of_x,
+            "ticktext": [f"{mark:g}" for mark in marks_of_x],
             "range": [log10(sweep.low), log10(sweep.high)],
         },
-        yaxis={"title": "training loss", "range": [min(0.0, min(sweep.smoothed)), ceiling]},
-        template="plotly_white",
+        yaxis={"title": "training loss", "range": [floor - 0.03 * ceiling, ceiling]},
+        height=480,
     )
-    return page_of(f"Learning-rate range test of {name}", [(None, figure)])
+    title = f"Learning-rate range test of {name}"
+    note = (
+        f"{len(sweep.rates)} batches of {words.rstrip(',')}. The learning rate rises from batch to "
+        "batch, until the loss climbs again."
+    )
+    return page_of(title, [Picture(title, figure, note)])
 
 
 def learning_curves(
     study: StoredStudy, shown: Sequence[tuple[Trial, Sequence[Point]]]
 ) -> go.Figure:
-    """Draw the study's metric by epoch, of the trials that `shown_curves` returns."""
+    """Draw the study's metric by epoch, of the trials that `shown_curves` returns.
+
+    The best trials and those under way have colours and names; the others stay in the background.
+    """
     best = next((trial for trial, _ in shown if trial.outcome == "complete"), None)
-    figure = go.Figure()
-    for trial, points in sorted(shown, key=lambda pair: pair[0].number):
-        line = _thinned([point for point in points if study.metric in point.metrics])
+    metric, figure = study.metric, go.Figure()
+    named = [trial for trial, _ in shown if trial.outcome != "pruned"][:MAX_NAMED_CURVES]
+    for trial, points in sorted(shown, key=lambda pair: (pair[0] in named, pair[0].number)):
+        line = _thinned([point for point in points if metric in point.metrics])
         if line:
             outcome = "best" if trial is best else trial.outcome
+            name = f"trial {trial.number}" + f", {outcome}" * (outcome != "complete")
+            look: dict[str, Any] = {"width": 4 if trial is best else 2}
+            if trial not in named:
+                look = {"width": 1, "color": GREY}
             figure.add_scatter(
                 x=[point.epoch for point in line],
-                y=[float(f"{point.metrics[study.metric]:.5g}") for point in line],
+                y=[float(f"{point.metrics[metric]:.5g}") for point in line],
                 mode="lines+markers",
-                name=f"trial {trial.number}" + f", {outcome}" * (outcome != "complete"),
-                line={
-                    "dash": "dot" if outcome == "pruned" else "solid",
-                    "width": 4 if trial is best else 2,
-                },
+                name=name,
+                showlegend=trial in named,
+                line=look | {"dash": "dot" if outcome == "pruned" else "solid"},
+                marker={"size": 6 if trial in named else 3},
+                hovertemplate=f"{name}, epoch %{{x}}: {hover_value(metric)}<extra></extra>",
             )
     n_epochs = max((len(points) for _, points in shown), default=1)
+    scale = value_axis(metric, (value for line in figure.data for value in line.y))
     figure.update_layout(
-        title=f"Learning curves of {study.name}, validation",
+        title=f"Learning curves of {plain_text(study.name)}, validation",
         # No half epochs on the axis.
         xaxis={"title": "epoch", "dtick": 1 if n_epochs <= MAX_TICKS else None},
-        yaxis_title=metric_name(study.metric) + metric_unit(study.metric),
-        template="plotly_white",
+        yaxis=scale | {"title": axis_label(metric)},
+        showlegend=True,
     )
     return figure
 
@@ -338,120 +315,108 @@ def _thinned(line: Sequence[Point]) -> Sequence[Point]:
     return line if step == 1 else [*line[:-1:step], line[-1]]
 
 
-def comparison_figures(found: Sequence[Progress]) -> list[tuple[str, go.Figure]]:
+def comparison_figures(found: Sequence[Progress]) -> list[Picture]:
     """Draw the best so far against trials, and against the seconds of training."""
-    by_trials, by_seconds = go.Figure(), go.Figure()
-    for one in found:
-        line: dict[str, Any] = {"mode": "lines", "line": {"shape": "hv"}, "name": one.study.name}
-        by_trials.add_scatter(x=list(range(1, len(one.best) + 1)), y=one.best, **line)
-        by_seconds.add_scatter(x=one.seconds, y=one.best, **line)
     metric = found[0].study.metric
-    for figure, against in (
-        (by_trials, "trials"),
-        (by_seconds, "seconds of training, all workers"),
+    scale = value_axis(metric, (value for one in found for value in one.best))
+    pictures = []
+    for title, against, unit in (
+        ("Best so far, by trials", "finished trials", "trials"),
+        ("Best so far, by training time", "training time of all workers (s)", "s"),
     ):
+        figure = go.Figure()
+        for one in found:
+            name = plain_text(one.study.name)
+            figure.add_scatter(
+                x=list(range(1, len(one.best) + 1)) if unit == "trials" else one.seconds,
+                y=one.best,
+                mode="lines",
+                line={"shape": "hv", "width": 3},
+                name=name,
+                hovertemplate=f"{name}, %{{x:.0f}} {unit}: {hover_value(metric)}<extra></extra>",
+            )
         figure.update_layout(
+            title=title,
             xaxis_title=against,
-            yaxis_title=f"best {metric_name(metric)}{metric_unit(metric)} so far, validation",
-            template="plotly_white",
+            yaxis=scale | {"title": f"best {axis_label(metric)}, validation"},
             showlegend=True,
         )
-    return [
-        ("Best so far, by trials", by_trials),
-        ("Best so far, by training time", by_seconds),
-    ]
-
-
-def confirmation_figure(study: StoredStudy, result: Confirmation) -> go.Figure:
-    """Draw each candidate's value in the search beside its seeds and their mean."""
-    order: Sequence[Candidate] = sorted(result.candidates, key=lambda one: one.search_rank)
-    names = [
-        f"trial {one.trial}" if one.study == study.name else f"trial {one.trial} of {one.study}"
-        for one in order
-    ]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[name for name, one in zip(names, order, strict=True) for _ in one.values],
-        y=[value for one in order for value in one.values],
-        mode="markers",
-        marker={"color": "#9bb", "size": 7},
-        name="a fresh seed",
-    )
-    figure.add_scatter(
-        x=names,
-        y=[one.mean for one in order],
-        error_y={"type": "data", "array": [one.half_interval or 0.0 for one in order]},
-        mode="markers",
-        marker={"color": "#27a", "size": 12, "symbol": "diamond"},
-        name=f"their mean, {CONFIDENCE:.0%} interval",
-    )
-    figure.add_scatter(
-        x=names,
-        y=[one.search_value for one in order],
-        mode="markers",
-        marker={"color": "#c22", "size": 12, "symbol": "x"},
-        name="in the search",
-    )
-    figure.update_layout(
-        title=f"The winner's curse: the best of {study.name} with fresh seeds",
-        xaxis_title="in the order of the search",
-        yaxis_title=metric_name(study.metric) + metric_unit(study.metric),
-        template="plotly_white",
-    )
-    return figure
+        pictures.append(Picture(title, figure))
+    return pictures
 
 
 #: A contour plot has a panel for each pair.
 MAX_CONTOUR_PARAMETERS = 4
 #: A parallel-coordinate plot with more axes cannot be read.
 MAX_PARALLEL_PARAMETERS = 10
+#: From an early trial to a late one; both can be told from a light and from a dark page.
+EARLY_TO_LATE = [[0.0, "#a9bccd"], [1.0, ORANGE]]
 
-Figures = list[tuple[str, go.Figure | str]]
 
-
-def study_figures(database: Database, study: StoredStudy) -> Figures:
-    """Return every picture of a study with its title; words where there is too little to show."""
+def study_figures(database: Database, study: StoredStudy) -> list[Picture]:
+    """Return every picture of a study; words where there is too little to show."""
     searched = searched_trials(database, study)
-    label = metric_name(study.metric) + metric_unit(study.metric)
-    n_trials = len(searched.trials)
-    names = _by_importance(searched)
-    figures: Figures = [
-        ("History", visualization.plot_optimization_history(searched, target_name=label)),
-        ("Learning curves", learning_curves(study, shown_curves(database, study))),
+    trials, metric = searched.get_trials(deepcopy=False), study.metric
+    n_trials, scale = len(trials), value_axis(metric, [trial.value for trial in trials])
+    sign = loss_sign(study.direction)
+    best_first = sorted(trials, key=lambda trial: sign * (trial.value or 0.0))
+    names = by_importance(searched)
+    better = "Lower" if study.direction == "minimize" else "Higher"
+    pictures = [
+        Picture("History", _history(searched, metric, scale), f"{better} is better."),
+        Picture(
+            "Learning curves",
+            learning_curves(study, shown_curves(database, study)),
+            "On validation. The best trials have a name; point at a grey line for its trial.",
+        ),
     ]
 
-    def add(title: str, draw: Callable[[], go.Figure], least: int, n_parameters: int = 1) -> None:
+    def add(
+        title: str, draw: Callable[[], Drawn], least: int, note: str, n_parameters: int = 1
+    ) -> None:
+        drawn: Drawn
         if n_trials < least:
-            figures.append(
-                (title, f"Needs {least} complete trials with parameters; there are {n_trials}.")
-            )
+            drawn, note = f"Needs {least} complete trials; there are {n_trials}.", ""
         elif len(names) < n_parameters:
-            figures.append((title, f"Needs {n_parameters} parameters; there are {len(names)}."))
+            drawn, note = f"Needs {n_parameters} parameters; there are {len(names)}.", ""
         else:
-            figures.append((title, draw()))
+            drawn = draw()
+        pictures.append(Picture(title, drawn, note))
 
     add(
         "Importance",
-        lambda: visualization.plot_param_importances(
-            searched,
-            evaluator=PedAnovaImportanceEvaluator(target_quantile=ped_anova_share(n_trials)),
-            target_name=label,
-        ),
+        lambda: _importances(searched),
         MIN_TRIALS,
+        "How much each parameter decides whether a trial is among the best (PED-ANOVA).",
     )
     add(
         "Parallel coordinates",
-        lambda: visualization.plot_parallel_coordinate(
-            searched, params=names[:MAX_PARALLEL_PARAMETERS], target_name=label
-        ),
+        lambda: _parallel(best_first, names, metric),
+        2,
+        "A line is a trial: green is the best one, orange the best tenth. The most important "
+        "parameters come first.",
+    )
+    add(
+        "Slices",
+        lambda: [_slice(trials, name, metric, scale) for name in names],
+        1,
+        f"A dot is a trial: grey is early, orange is late. {better} is better. The most "
+        "important parameters come first.",
+    )
+    add(
+        "Contours",
+        lambda: _contours(searched, names[:MAX_CONTOUR_PARAMETERS], metric, scale),
+        3,
+        f"The {metric_name(metric)} over two parameters, of the {MAX_CONTOUR_PARAMETERS} most "
+        "important ones: darker is better. Between the trials it is interpolated.",
         2,
     )
-    add("Slices", lambda: visualization.plot_slice(searched, params=names, target_name=label), 1)
-    add("Contours", lambda: _contours(searched, names, label), 3, 2)
     confirmed = confirmation(database, study)
     if confirmed is not None:
-        figures.append(("Confirmation", confirmation_figure(study, confirmed)))
-    return figures
+        note = f"{better} is better. The best values of a search are partly luck."
+        figure = confirmation_figure(study, confirmed)
+        pictures.append(Picture("Confirmation", figure, note))
+    return pictures
 
 
 def put_into_dashboard(
@@ -461,21 +426,172 @@ def put_into_dashboard(
     from optuna_dashboard import save_plotly_graph_object
 
     study = optuna.load_study(study_name=study_name, storage=database.optuna)
+    figure = go.Figure(figure).update_layout(template="plotly_white", title_font_size=15)
+    if not figure.layout.margin.l:
+        figure.update_layout(margin={"l": 70, "r": 20, "t": 60, "b": 50})
     save_plotly_graph_object(study, figure, graph_object_id=figure_id)
 
 
-def _contours(searched: optuna.Study, names: list[str], label: str) -> go.Figure:
-    chosen = names[:MAX_CONTOUR_PARAMETERS]
-    figure = visualization.plot_contour(searched, params=chosen, target_name=label)
-    if len(chosen) > 2:
-        figure.update_layout(height=260 * len(chosen))
+def _history(searched: optuna.Study, metric: str, scale: dict[str, Any]) -> go.Figure:
+    figure = visualization.plot_optimization_history(searched, target_name=axis_label(metric))
+    for trace, name in zip(figure.data, ("a trial", "best so far"), strict=False):
+        trace.update(name=name, hovertemplate=f"trial %{{x}}: {hover_value(metric)}<extra></extra>")
+    figure.update_traces(line_shape="hv", selector={"mode": "lines"})
+    figure.update_layout(
+        xaxis_title="trial", yaxis=scale | {"title": f"{axis_label(metric)}, validation"}
+    )
     return figure
 
 
-def _by_importance(searched: optuna.Study) -> list[str]:
-    """Return the parameters' names, the most important first, where that can be told."""
-    seen = dict.fromkeys(name for trial in searched.trials for name in trial.params)
-    if len(searched.trials) < MIN_TRIALS:
-        return list(seen)
-    ranked = ped_anova_shares(searched)
-    return [*ranked, *(name for name in seen if name not in ranked)]
+def _importances(searched: optuna.Study) -> go.Figure:
+    shares = ped_anova_shares(searched)
+    names = [plain_text(name) for name in shares]
+    figure = go.Figure()
+    figure.add_bar(
+        x=list(shares.values()),
+        y=names,
+        orientation="h",
+        text=[f"{share:.0%}" if share >= 0.01 else "< 1%" for share in shares.values()],
+        textposition="outside",
+        cliponaxis=False,
+        marker={"color": BLUE},
+        hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+    )
+    figure.update_layout(
+        xaxis={"title": "share of importance", "tickformat": ".0%", "rangemode": "tozero"},
+        yaxis={"autorange": "reversed", "type": "category", "dtick": 1},
+        height=90 + 22 * len(names),
+        margin={"r": 44},
+        meta={"tall": True},
+    )
+    return figure
+
+
+def _parallel(ranked: Sequence[FrozenTrial], names: Sequence[str], metric: str) -> go.Figure:
+    """Draw a line a trial, the best first: over the most important parameters, after its value."""
+    values = [trial.value or 0.0 for trial in ranked]
+    ends = min(values), max(values)
+    marks = round_marks(*ends, False)
+    linear = {"range": ends, "tickvals": marks, "ticktext": [f"{mark:.6g}" for mark in marks]}
+    axes: list[tuple[str, dict[str, Any], list[Any]]] = [
+        (axis_label(metric), value_axis(metric, values) or linear, values)
+    ]
+    for name in names[:MAX_PARALLEL_PARAMETERS]:
+        distribution = next(t.distributions[name] for t in ranked if name in t.params)
+        places = [
+            placed(distribution, trial.params[name])
+            if trial.distributions.get(name) == distribution
+            else None
+            for trial in ranked
+        ]
+        axes.append((plain_text(name), parameter_axis(distribution), places))
+
+    def height(scale: dict[str, Any], place: float | None) -> float | None:
+        if place is None:
+            return None
+        start, end = scale["range"]
+        place = log10(place) if scale.get("type") == "log" else place
+        return float((place - start) / ((end - start) or 1))
+
+    figure, n_top = go.Figure(), max(1, len(ranked) // 10)
+    for rank in reversed(range(0, len(ranked), math.ceil(len(ranked) / MAX_POINTS))):
+        color = GREEN if rank == 0 else ORANGE if rank < n_top else GREY
+        label = f"trial {ranked[rank].number}: {metric_value(metric, values[rank])}"
+        figure.add_scatter(
+            y=[height(scale, places[rank]) for _, scale, places in axes],
+            mode="lines",
+            line={"color": color, "width": 3 if rank == 0 else 1.5},
+            opacity=1.0 if rank < n_top else 0.4,
+            hovertemplate=f"{label}<extra></extra>",
+        )
+    for place, (_, scale, _) in enumerate(axes):
+        figure.add_vline(place, line={"color": GREY, "width": 1}, layer="below")
+        for mark, text in zip(scale["tickvals"], scale["ticktext"], strict=True):
+            figure.add_annotation(
+                x=place,
+                y=height(scale, mark),
+                text=text,
+                showarrow=False,
+                xanchor="right",
+                xshift=-3,
+            )
+    figure.update_layout(
+        xaxis={
+            "tickvals": list(range(len(axes))),
+            "ticktext": [name for name, _, _ in axes],
+            "range": [-0.6, len(axes) - 0.4],
+            "side": "top",
+            "showgrid": False,
+            "zeroline": False,
+            "tickangle": -30,
+        },
+        yaxis={"range": [-0.02, 1.02], "visible": False},
+        showlegend=False,
+        height=520,
+        meta={"axes": len(axes)},
+    )
+    return figure
+
+
+def _slice(
+    trials: Sequence[FrozenTrial], name: str, metric: str, scale: dict[str, Any]
+) -> go.Figure:
+    trials = [trial for trial in trials if name in trial.params]
+    distribution = trials[-1].distributions[name]
+    trials = [trial for trial in trials if trial.distributions[name] == distribution]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[placed(distribution, trial.params[name]) for trial in trials],
+        y=[trial.value for trial in trials],
+        mode="markers",
+        marker={
+            "color": [trial.number for trial in trials],
+            "colorscale": EARLY_TO_LATE,
+            "size": 7,
+            "line": {"width": 0.5, "color": GREY},
+        },
+        customdata=[[trial.number, _short(trial.params[name])] for trial in trials],
+        hovertemplate="trial %{customdata[0]}, %{customdata[1]}: "
+        + hover_value(metric)
+        + "<extra></extra>",
+    )
+    figure.update_layout(
+        title=plain_text(name),
+        xaxis=parameter_axis(distribution) | {"zeroline": False},
+        yaxis=scale | {"title": axis_label(metric)},
+        height=PANEL_PX,
+    )
+    return figure
+
+
+def _contours(
+    searched: optuna.Study, names: Sequence[str], metric: str, scale: dict[str, Any]
+) -> Drawn:
+    drawn = [_contour(searched, list(pair), metric, scale) for pair in combinations(names, 2)]
+    # Optuna leaves a figure empty whose trials have only one value of a parameter.
+    filled = [figure for figure in drawn if figure.data[0].x is not None]
+    return filled or "Needs two parameters of which different values were tried."
+
+
+def _contour(
+    searched: optuna.Study, pair: list[str], metric: str, scale: dict[str, Any]
+) -> go.Figure:
+    bar: dict[str, Any] = {"thickness": 10, "title": None}
+    target = None
+    if scale:  # Optuna has no logarithmic colours
+        bar |= {"tickvals": [log10(mark) for mark in scale["tickvals"]]}
+        bar |= {"ticktext": scale["ticktext"]}
+
+        def target(trial: FrozenTrial) -> float:
+            return log10(trial.value or 1.0)
+
+    label = axis_label(metric)
+    figure = visualization.plot_contour(searched, params=pair, target=target, target_name=label)
+    figure.update_traces(colorbar=bar, hoverinfo="skip", selector={"type": "contour"})
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):
+        if axis.type == "log":
+            marks = log_marks(*(10.0**end for end in axis.range))
+            axis.update(tickvals=marks, ticktext=[f"{mark:.6g}" for mark in marks])
+    first, second = map(plain_text, pair)
+    figure.update_layout(title=f"{first}, {second}", height=320)
+    return figure

@@ -18,7 +18,7 @@ from optuna.importance import (
 from optuna.trial import FrozenTrial, TrialState
 
 from dlnn_search.errors import UsageError
-from dlnn_search.metrics import is_better
+from dlnn_search.metrics import is_better, metric_name
 from dlnn_search.results.advice import next_words
 from dlnn_search.results.status import study_status
 from dlnn_search.samplers.observations import is_duplicate
@@ -160,7 +160,7 @@ def importances(database: Database, study: StoredStudy) -> Importances:
     Assessing Hyperparameter Importance, ICML 2014.
     """
     optuna_study = searched_trials(database, study)
-    n_trials = len(optuna_study.trials)
+    n_trials = len(optuna_study.get_trials(deepcopy=False))
     if n_trials < MIN_TRIALS:
         raise UsageError(
             f"Expected at least {MIN_TRIALS} complete trials to tell what mattered, "
@@ -182,10 +182,23 @@ def ped_anova_share(n_trials: int) -> float:
 
 def ped_anova_shares(searched: optuna.Study) -> dict[str, float]:
     """Return each parameter's share of what made the best trials, the most important first."""
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=ped_anova_share(len(searched.trials)))
+    top_share = ped_anova_share(len(searched.get_trials(deepcopy=False)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=top_share)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_param_importances(searched, evaluator=evaluator)
+
+
+def by_importance(searched: optuna.Study) -> list[str]:
+    """Return the parameters' names, the most important first.
+
+    With fewer than `MIN_TRIALS` trials, and for parameters that not every trial has, the order
+    is that of the space.
+    """
+    trials = searched.get_trials(deepcopy=False)
+    seen = dict.fromkeys(name for trial in trials for name in trial.params)
+    ranked = ped_anova_shares(searched) if len(trials) >= MIN_TRIALS else {}
+    return [*ranked, *(name for name in seen if name not in ranked)]
 
 
 def searched_trials(database: Database, study: StoredStudy) -> optuna.Study:
@@ -194,16 +207,16 @@ def searched_trials(database: Database, study: StoredStudy) -> optuna.Study:
     Trials of given configs have none, and would leave no parameter that all trials have.
     """
     stored = optuna.load_study(study_name=study.name, storage=database.optuna)
-    chosen = [
-        trial
-        for trial in stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if trial.params and not is_duplicate(trial)
-    ]
-    found = optuna.create_study(study_name=study.name, direction=stored.direction)
+    found = _in_memory(stored, stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        found.add_trials(chosen)
-        found.set_metric_names([study.metric.replace("_", " ")])
+        found.set_metric_names([metric_name(study.metric)])
+    return found
+
+
+def _in_memory(stored: optuna.Study, complete: Sequence[FrozenTrial]) -> optuna.Study:
+    found = optuna.create_study(study_name=stored.study_name, direction=stored.direction)
+    found.add_trials([t for t in complete if t.params and not is_duplicate(t)])
     return found
 
 
@@ -213,7 +226,7 @@ class Narrowing:
 
     Attributes:
         regions: As stored, by stage: `stage`, `first_trial`, `finished_trials`, `parameters`.
-        distributions: By parameter, as declared; in the order in which they came up.
+        distributions: By parameter, as declared; the most important parameter first.
         trials: Finished ones.
         best: The best complete one.
         edges: Parameters whose best value lies at an end of the declared range.
@@ -233,6 +246,9 @@ def narrowing_of(study: optuna.Study) -> Narrowing:
     for trial in trials:
         for name, distribution in trial.distributions.items():
             distributions.setdefault(name, distribution)
+    by_number = [t for t in trials if t.state == TrialState.COMPLETE]
+    order = dict.fromkeys([*by_importance(_in_memory(study, by_number)), *distributions])
+    distributions = {name: distributions[name] for name in order}
     maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
     complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
     complete.sort(key=lambda t: (-t.values[0] if maximize else t.values[0], t.number))

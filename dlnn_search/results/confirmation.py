@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from dlnn_search.config.training import is_of
-from dlnn_search.metrics import loss_sign, metric_value
+from dlnn_search.metrics import bounds_of, loss_sign, metric_value
 from dlnn_search.storage.database import Database
 from dlnn_search.storage.halves import is_linked_name
 from dlnn_search.storage.studies import StoredStudy, linked
@@ -20,6 +20,8 @@ Source = tuple[str, int]
 TO_GO = "to go"
 #: Of the interval of a mean.
 CONFIDENCE = 0.95
+#: Of two seeds it is nine standard deviations to either side, and says nothing.
+MIN_SEEDS_FOR_INTERVAL = 3
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,16 @@ class Candidate:
 
     @property
     def half_interval(self) -> float | None:
-        """Half the width of the mean's 95 % interval (Student's t); None for a single value."""
+        """Half the width of the mean's 95 % interval (Student's t); None below three values."""
         return _half_interval(self.values)
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """Return the mean's 95 % interval within what the metric can be; None as above."""
+        half = self.half_interval
+        if half is None or self.mean is None:
+            return None
+        lowest, highest = bounds_of(metric)
+        return max(lowest, self.mean - half), min(highest, self.mean + half)
 
     def differs_from(self, other: Candidate) -> bool:
         """Whether the two means differ by more than the interval of their difference.
@@ -76,7 +86,7 @@ class Candidate:
 
 
 def _half_interval(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
+    if len(values) < MIN_SEEDS_FOR_INTERVAL:
         return None
     # Here and not above: its import takes most of a second, and `export` mostly needs none.
     from scipy.stats import t as student
@@ -166,13 +176,17 @@ def _number(seed: int, own: int) -> int:
 
 
 def interval_words(metric: str, one: Candidate) -> str:
-    """Return `mean ± half its interval`."""
+    """Return `mean ± half its interval`, or `mean (low to high)` where a bound cuts that."""
     if one.mean is None:
         return "-"
-    half = "" if one.half_interval is None else f" ± {one.half_interval:.2g}"
-    return metric_value(metric, one.mean).replace(" min", f"{half} min") + (
-        half if " min" not in metric_value(metric, one.mean) else ""
-    )
+    interval, half, mean = one.interval(metric), one.half_interval, metric_value(metric, one.mean)
+    if interval is None or half is None:
+        return mean
+    if (one.mean - half, one.mean + half) != interval:
+        low, high = (metric_value(metric, end).removesuffix(" min") for end in interval)
+        return f"{mean} ({low} to {high})"
+    number, unit, _ = mean.partition(" min")
+    return f"{number} ± {half:.2g}{unit}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dlnn_search.cli import app
 from dlnn_search.config import Config, Mlp, Mnist, Training
 from dlnn_search.dashboard import _put_figures
 from dlnn_search.errors import UsageError
-from dlnn_search.report.figures import narrowing_figure
+from dlnn_search.report.figures import narrowing_figure, region_figures
 from dlnn_search.results.advice import advice, facts_of
 from dlnn_search.results.comparison import narrowing_of
 from dlnn_search.results.status import study_status
@@ -231,7 +231,7 @@ def test_regions_of_a_study_that_another_sampler_searched_are_the_whole_space(
     [
         (("some-stdy",), "Did you mean 'some-study'", 2),
         (("some-study", "-o", "regions.txt"), "name of an HTML page", 2),
-        (("some-study", "-o", "/no/such/folder/regions.html"), "Cannot write", 5),
+        (("some-study", "-o", "/no/such/folder/regions.html"), "There is no folder", 2),
     ],
 )
 def test_regions_that_cannot_be_shown_say_why(
@@ -264,8 +264,10 @@ def test_the_picture_shows_every_parameter_with_its_stages(sqlite_database: Data
     made(sqlite_database, 20)
     work(sqlite_database.url, 20)
     narrowing = narrowing_of(open_optuna_study(STUDY, sqlite_database))
-    figure = narrowing_figure(narrowing, "title")
-    titles = [figure.layout[f"yaxis{n}" if n > 1 else "yaxis"].title.text for n in range(1, 5)]
+    figures = region_figures(narrowing)
+    titles = [figure.layout.title.text for figure in figures]
     assert sorted(titles) == ["activation", "dropout", "layers", "rate"]
+    assert titles == list(narrowing.distributions)
+    figure = narrowing_figure(narrowing, "title")
     bands = [trace for trace in figure.data if trace.fill == "toself"]
     assert len(bands) == 3 * (3 + 2)  # three stages; a band a number, one a choice
