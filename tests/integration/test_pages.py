@@ -36,7 +36,7 @@ from dlnn_search.storage.database import Database
 from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import StoredStudy, register
 
-from .slot_life import DEFINITION, claimed, set_slot
+from .slot_life import DEFINITION, claimed, give_trials, set_slot
 
 MAX_BYTES = 3_000_000
 #: The alphabet's last matters most.
@@ -326,7 +326,7 @@ def test_the_dashboards_list_tells_metric_budget_state_and_best_of_each_study(
 ) -> None:
     study = searched(sqlite_database, 1)
     slots = Slots(sqlite_database, study.id)
-    slots.extend_to(3)
+    give_trials(slots, 3)
     slot = claimed(slots)
     set_slot(sqlite_database, slot, trial_number=0, state="done", outcome="complete", value=0.8765)
     optuna.create_study(study_name="not ours", storage=sqlite_database.optuna)
