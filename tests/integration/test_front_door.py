@@ -18,15 +18,24 @@ from rich.console import Console
 from dlnn_search.files import shipped
 from dlnn_search.report.tables import print_end
 from dlnn_search.results.status import study_status
-from dlnn_search.storage.database import Database
+from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.database.known import known_databases
+from dlnn_search.storage.duplicates import find_duplicate
+from dlnn_search.storage.slots import Slots
 from dlnn_search.storage.studies import find
 from dlnn_search.study.finding import built_in_studies, load_study
 from dlnn_search.worker.first_trials import example_config
+from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 
+from .slot_life import claimed
 from .whole_study import fill
 
 Run = Callable[..., Any]
+
+#: A study of own pictures, which needs no download.
+SHAPES = (
+    (shipped("studies") / "README.md").read_text("utf-8").split("```python\n")[2].split("```")[0]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,12 +111,42 @@ def test_the_end_of_a_search_names_confirm_before_export_and_the_test(
 
 
 def test_a_start_makes_its_database_known(run: Run, folder: Path) -> None:
-    shapes = shipped("studies").joinpath("README.md").read_text(encoding="utf-8")
-    source = shapes.split("```python\n")[2].split("```")[0]
-    (folder / "shapes.py").write_text(source, encoding="utf-8")
+    (folder / "shapes.py").write_text(SHAPES, encoding="utf-8")
     assert run("start", "shapes.py", "--workers", 0, "--trials", 1).code == 0
     assert known_databases() == [f"sqlite:///{folder / 'storage' / 'data' / 'dlnn.db'}"]
     assert run("studies", "--all").out.splitlines()[-1] == f"  {folder / 'shapes.py'}"
+
+
+def test_a_config_is_trained_again_or_not_as_the_last_start_asked(run: Run, folder: Path) -> None:
+    (folder / "shapes.py").write_text(SHAPES, encoding="utf-8")
+    url = f"sqlite:///{folder / 'dlnn.db'}"
+
+    def start(*options: str) -> None:
+        options = ("--workers", "0", "--trials", "9", "--storage", url, *options)
+        assert run("start", "shapes.py", *options).code == 0
+
+    def is_trained_again() -> bool:
+        slot = claimed(slots)
+        trial = begin_trial(trials, study, slot)
+        slots.begin(slot, trial._trial_id, trial.number)
+        duplicate = find_duplicate(database, stored.id, slot, "same")
+        slots.settle(slot, "complete", value=0.5, best_epoch=1)
+        return duplicate is None
+
+    start()
+    with open_database(url, create=False) as database:
+        stored = find(database, "shapes")
+        slots = Slots(database, stored.id)
+        study = load_study("shapes.py")
+        trials = open_optuna_study(study, database)
+        assert is_trained_again()  # for the first time
+        assert not is_trained_again()
+        start("--retrain")
+        assert is_trained_again()
+        start()  # as before
+        assert is_trained_again()
+        start("--reuse")
+        assert not is_trained_again()
 
 
 #: What BROWSER names: it keeps the address and the page.
