@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.path.relative_to(Path(__file__).parent).as_posix()
         if place.startswith(SLOW) and not place.startswith(ALWAYS):
             item.add_marker("slow")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command of `dlnn-search` printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def command() -> Any:
+    """The command line's root, built once: that takes a quarter of a second."""
+    import typer
+
+    from dlnn_search.cli import app
+
+    return typer.main.get_command(app)
+
+
+@pytest.fixture
+def run(command: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command in this process, as a user types it."""
+
+    def call(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            command.main([str(argument) for argument in arguments], prog_name="dlnn-search")
+        said = capsys.readouterr()
+        return Said(int(str(ended.value.code or 0)), said.out, said.err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

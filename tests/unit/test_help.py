@@ -22,11 +22,14 @@ PANELS = ["Search", "Steer", "Results", "Data", "Storage"]
 HEAVY = {"optuna", "sqlalchemy", "tensorflow", "keras", "numpy", "plotly"}
 
 
+ROOT: Any = typer.main.get_command(app)
+
+
 def commands(
     command: Any = None, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Return every command and group with the words that call it."""
-    command = command or typer.main.get_command(app)
+    command = command or ROOT
     yield path, command
     if isinstance(command, HelpGroup):
         for name, inner in command.commands.items():
@@ -43,7 +46,7 @@ def help_of(path: tuple[str, ...], columns: int) -> str:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
         patch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as ended:
-            app([*path, "--help"], prog_name="dlnn-search")
+            ROOT.main([*path, "--help"], prog_name="dlnn-search")
     assert ended.value.code == 0
     return said.getvalue()
 

@@ -79,4 +79,5 @@ def _without_secrets(url: str) -> str:
     """Return an address that a command takes, without what must not be shown."""
     if sqlite.file_of(url) is not None:
         return url
-    return shown(make_url(url).set(password=None).render_as_string(hide_password=False))
+    # Not `set`, which takes None for what shall stay.
+    return shown(make_url(url)._replace(password=None).render_as_string(hide_password=False))
