@@ -25,6 +25,7 @@ from dlnn_search.launch.detached import (
 )
 from dlnn_search.launch.supervisor import Supervisor
 from dlnn_search.machine import Seat, plan_seats
+from dlnn_search.metrics import count_words
 from dlnn_search.report.live import LiveView
 from dlnn_search.results.advice import is_bug, mend_words
 from dlnn_search.results.status import StudyStatus, study_status
@@ -218,7 +219,7 @@ def _make_budget(
     if settle(database, stored, study, wishes.stop_when_converged) is not None:
         return
     if go_on(database, stored.id):
-        say(f"{stored.name} was paused or stopped: its workers go on.")
+        say(f"{stored.name} was paused or stopped. Its workers go on now.")
 
 
 def _is_over(database: Database, stored: StoredStudy) -> bool:
@@ -240,8 +241,8 @@ def _begin_warm(
         return
     if budget_use(database, stored.id).exhausted_by == "trials":
         raise UsageError(
-            "All trials are done: nothing is left to begin with what was named. Raise the budget "
-            "with --trials."
+            "All trials are done, so none is left to try these configs. Raise the budget with "
+            "--trials."
         )
     for line in warm_start(study, database, stored, optuna_study, wishes.warm, example):
         say(line)
@@ -339,8 +340,8 @@ def _say_who_else(prepared: _Prepared, say: Callable[[str], None]) -> None:
     """Two starts of one study are not forbidden, but should be meant."""
     for pid, n_workers in looked_after(prepared.database, prepared.stored.id).items():
         say(
-            f"Process {pid} searches {prepared.stored.name} on this machine already, with "
-            f"{n_workers} workers; the {len(prepared.seats)} of this start come on top."
+            f"Process {pid} already searches {prepared.stored.name} on this machine with "
+            f"{count_words(n_workers, 'worker')}. This start adds {len(prepared.seats)}."
         )
 
 
@@ -380,12 +381,12 @@ def measure(
         if done.returncode:
             raise TrainingError(
                 f"The range test of '{study.name}' failed: "
-                f"{done.stderr.strip().removeprefix('Error: ') or 'without a word'}"
+                f"{done.stderr.strip().rpartition('Error: ')[2] or 'it printed nothing'}"
             )
         kept = kept_rate(database, stored.id)
     rate = None if kept is None else kept.rate
     say(
-        "The range test could not tell a rate: the study's own range stays."
+        "The range test found no clear rate. The study's own range is searched."
         if rate is None
         else f"Learning rates are searched around {rate:.3g}, as the range test found."
     )

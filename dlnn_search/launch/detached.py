@@ -175,8 +175,10 @@ class PidFile:
                 self._write(Background(os.getpid(), str(log)))
                 yield
         except Timeout:
+            other = self.running()
+            which = "" if other is None else f" (process {other.pid}, log '{other.log}')"
             raise StorageError(
-                f"Another process searches this study in the background: {self.running()}."
+                f"Another process searches this study in the background already{which}."
             ) from None
 
     def running(self) -> Background | None:
@@ -249,7 +251,7 @@ def run_in_background(
         time.sleep(0.1)
     process.terminate()
     raise DlnnSearchError(
-        f"The process in the background did not begin within {START_SECONDS:.0f} s. Its log: {log}"
+        f"The background process did not start within {START_SECONDS:.0f} s. Read its log: {log}"
     )
 
 
@@ -290,8 +292,8 @@ def find_logs(
     if worker == SUPERVISOR:
         if not supervisor.path.exists():
             raise UsageError(
-                f"Expected a supervisor's log at '{supervisor.path}', found none: it is written "
-                f"by 'dlnn-search start {study.name} --detach' on this machine."
+                f"There is no supervisor's log at '{supervisor.path}'. "
+                f"'dlnn-search start {study.name} --detach' writes one on its machine."
             )
         return [supervisor], []
     if worker is not None:
@@ -305,8 +307,8 @@ def find_logs(
             elsewhere.append(entry)
     if worker is not None and not here and not elsewhere:
         raise UsageError(
-            f"The worker '{known[0].worker}' left no log on this machine: "
-            "one that was not started by 'dlnn-search start' writes to where it was started."
+            f"The worker '{known[0].worker}' has no log on this machine. "
+            "A worker that 'dlnn-search start' did not start writes to its own terminal."
             if known[0].log is None
             else f"The log '{known[0].log}' of the worker '{known[0].worker}' is gone."
         )
@@ -325,7 +327,7 @@ def _named(known: Sequence[WorkerLog], worker: str, study: StoredStudy) -> Worke
     names = [entry.worker for entry in (near or known)]
     if near:
         raise UsageError(
-            f"Expected a worker of '{study.name}', got '{worker}', a part of several names: "
+            f"Expected a worker of '{study.name}', got '{worker}', which is part of several names: "
             f"{', '.join(names[-N_LATEST:])}."
         )
     raise UsageError(

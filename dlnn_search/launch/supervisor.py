@@ -155,8 +155,8 @@ class Supervisor:
             process = Adopted(orphan.pid)
             if place is None:
                 self.say(
-                    f"Worker {orphan.worker} of an earlier start is one too many: it keeps its "
-                    "checkpoint and ends."
+                    f"Worker {orphan.worker} of an earlier start has no place in this one. It "
+                    "keeps its checkpoint and ends."
                 )
                 process.send(signal.SIGTERM)
                 # Looked after to its end, never replaced.
@@ -165,7 +165,7 @@ class Supervisor:
             else:
                 free.remove(place)
                 self.say(
-                    f"Worker {orphan.worker} of an earlier start goes on, and is looked after."
+                    f"Worker {orphan.worker} of an earlier start goes on. It is looked after here."
                 )
             place.process, place.worker = process, orphan.worker
             place.log = self.logs / f"{orphan.worker}.log"
@@ -193,7 +193,7 @@ class Supervisor:
             self._release(place.worker, is_loss=True)
         elif code == ExitCode.RECYCLED:
             place.crashes = 0
-            self.say(f"Worker {place.worker} ended since its memory had grown; a new one starts.")
+            self.say(f"Worker {place.worker} used too much memory and ended. A new one starts.")
         elif code in (ExitCode.DONE, ExitCode.INTERRUPTED):
             place.done = True
         else:
@@ -295,7 +295,7 @@ class Supervisor:
     def _watch_the_clock(self, deadline: float | None) -> None:
         now = time.monotonic()
         if deadline is not None and now > deadline and not self._n_stop_signals:
-            self.say("Time is up: the workers finish their epoch and keep it.")
+            self.say("Time is up. The workers finish their epoch and keep it.")
             self._stop_signal()
         if self._now_at is not None and now > self._now_at:
             self._now_at = None
@@ -317,7 +317,7 @@ class Supervisor:
         """Once: the workers finish their epoch. Twice: they end now. Thrice: they are killed."""
         self._n_stop_signals += 1
         if self._n_stop_signals == 1:
-            self.say("Stopping after the running epochs; Ctrl-C again stops at once.")
+            self.say("Stopping after the running epochs. Press Ctrl-C again to stop at once.")
         if self._n_stop_signals == 2:
             # Not killed yet: a worker that gives its slot back has not lost it.
             self._kill_at = min(time.monotonic() + GRACE_SECONDS, self._kill_at or float("inf"))

@@ -96,8 +96,8 @@ def code_of(part: OwnPart) -> OwnCode:
     if part.code not in (None, code.fingerprint):
         raise StudyError(
             f"The config was made with another version of the code of '{part.study}': expected "
-            f"code {part.code}, got {code.fingerprint}. Take the study's file as it was then; or "
-            'remove "code" from the config to take the file as it is now.'
+            f"code {part.code}, got {code.fingerprint}. Use the study's file as it was then, or "
+            'remove "code" from the config to use the file as it is now.'
         )
     return code
 
@@ -409,7 +409,7 @@ def bring_code(config: Config, source: str, study_file: str | None) -> Config:
         if part.study not in (None, study.code_name):
             raise UsageError(
                 f"'{source}' needs the own code of {whose}, got that of '{study.code_name}' from "
-                f"--study {study_file}. A study is named as its file."
+                f"--study {study_file}. A study has the name of its file."
             )
         if part.study is not None:
             code_of(part)
@@ -479,7 +479,7 @@ def _read(path: Path, what: str = "study file") -> str:
         raise StudyError(f"The {what} '{path}' is no valid Python: {line}{error.msg}.") from error
     except (MemoryError, RecursionError) as error:  # Python's words for it
         raise StudyError(
-            f"The {what} '{path}' is no valid Python: it is nested too deep."
+            f"The {what} '{path}' is no valid Python: it is nested too deeply."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or null bytes
         raise StudyError(f"The {what} '{path}' cannot be read: {error}") from error
