@@ -247,8 +247,8 @@ def plan_seats(
         if gpus is not None or workers_per_gpu is not None:
             raise UsageError(
                 f"Expected TensorFlow to use GPU {names}, which nvidia-smi lists; it finds none. "
-                "Install its CUDA parts: pip install 'dlnn-search[gpu]'; or train on the "
-                "processor with --gpus none."
+                "Install its CUDA parts, with pip install '.[gpu]' in dlnn-search's folder, or "
+                "train on the processor with --gpus none."
             )
         say(
             f"nvidia-smi lists GPU {names}, but TensorFlow cannot use it (pip install "
@@ -286,7 +286,7 @@ def choose_gpus(wanted: str | None, found: Sequence[Gpu]) -> list[Gpu]:
     if len(set(numbers)) != len(numbers):
         raise UsageError(
             f"Expected each GPU once, got --gpus {wanted}. "
-            "Several workers on each: --workers-per-gpu 2."
+            "For several workers on each use --workers-per-gpu 2."
         )
     if not found:
         raise UsageError(_no_gpu(str(wanted)))
@@ -334,8 +334,8 @@ def seats(
     """
     if workers_per_gpu is not None and not gpus:
         raise UsageError(
-            f"Expected GPUs for --workers-per-gpu {workers_per_gpu}, found none. On the processor "
-            "--workers N alone says how many."
+            f"Expected GPUs for --workers-per-gpu {workers_per_gpu}, found none. Use --workers N "
+            "to train on the processor."
         )
     if workers_per_gpu is not None and workers_per_gpu < 1:
         raise UsageError(f"Expected at least 1, got --workers-per-gpu {workers_per_gpu}.")

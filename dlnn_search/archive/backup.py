@@ -80,7 +80,9 @@ def back_up(
             writer.add_other_ledger(others)
         return copied, writer.finish()
     except FileExistsError:
-        raise UsageError(f"'{path}' exists already; a backup replaces nothing.") from None
+        raise UsageError(
+            f"'{path}' exists already. A backup never replaces a file: choose another name with -o."
+        ) from None
     except OSError as error:
         raise StorageError(f"Cannot write '{path}': {error.strerror or error}.") from error
     finally:

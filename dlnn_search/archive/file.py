@@ -112,7 +112,7 @@ class BackupWriter:
     def __init__(self, path: Path) -> None:
         if path.exists():
             raise UsageError(
-                f"'{path}' exists already; a backup replaces nothing. Give it another name."
+                f"'{path}' exists already. A backup never replaces a file: choose another name."
             )
         if not path.parent.is_dir():
             raise UsageError(f"There is no folder '{path.parent}' to write '{path.name}' into.")
@@ -218,7 +218,7 @@ class BackupReader:
         try:
             self._file: IO[bytes] = path.open("rb")
         except (FileNotFoundError, IsADirectoryError):
-            raise UsageError(f"Expected a backup's file, there is none at '{path}'.") from None
+            raise UsageError(f"There is no backup at '{path}'.") from None
         except OSError as error:
             raise StorageError(f"Cannot read '{path}': {error.strerror}.") from error
         try:
@@ -384,6 +384,6 @@ class BackupReader:
 
     def _damaged(self, why: object) -> StorageError:
         return StorageError(
-            f"The backup '{self._path}' is damaged, or none of dlnn-search: {str(why)[:300]}. "
+            f"The backup '{self._path}' is damaged, or is none of dlnn-search: {str(why)[:300]}. "
             "Nothing was written. Restore another backup."
         )

@@ -220,7 +220,7 @@ def check_row(table: str, row: Any) -> None:
     expected = {column.name: column for column in columns.columns if column.name not in left}
     extra = {"slot"} if "slot_id" in columns.c else set()
     if not isinstance(row, dict) or not set(row) <= set(expected) | extra:
-        raise StorageError(f"a row of '{table}' has fields that the table has not")
+        raise StorageError(f"a row of '{table}' has fields that the table does not have")
     if "slot" in row and type(row["slot"]) is not int:
         raise StorageError(f"a row of '{table}' names no slot")
     if table == "curves" and "slot" not in row:
@@ -481,7 +481,7 @@ def _with_ids(row: Row, study_id: int, slot_ids: Mapping[int, int], table: sa.Ta
     if "slot" in row:
         if row["slot"] not in slot_ids:
             raise StorageError(
-                f"A row of {table.name} belongs to slot {row['slot']}, which is none."
+                f"A row of {table.name} belongs to slot {row['slot']}, which does not exist."
             )
         found["slot_id"] = slot_ids[row["slot"]]
     return found

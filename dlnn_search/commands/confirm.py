@@ -357,7 +357,7 @@ def _check_searched(database: Database, study: StoredStudy) -> None:
     parent = parent_of(database, study.id)
     if parent is not None:
         raise UsageError(
-            f"'{study.name}' trains given configs of '{parent}'; name that study instead."
+            f"'{study.name}' trains given configs of '{parent}'. Name '{parent}' instead."
         )
     if not best_trials(database, study, 1):
         raise UsageError(

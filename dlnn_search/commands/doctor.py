@@ -156,7 +156,7 @@ def _tensorflow() -> Iterator[Finding]:
             "note",
             "GPUs",
             f"{', '.join(present)} is here, but TensorFlow cannot use it: "
-            "pip install 'dlnn-search[gpu]'",
+            "pip install '.[gpu]' in dlnn-search's folder",
         )
     else:
         yield Finding("note", "GPUs", "none: trials run on the processor")
@@ -190,7 +190,9 @@ def _data() -> Iterator[Finding]:
 
 def _database(storage: str | None) -> Iterator[Finding]:
     if importlib.util.find_spec("psycopg") is None:
-        yield Finding("note", "PostgreSQL", "no driver: pip install 'dlnn-search[postgres]'")
+        yield Finding(
+            "note", "PostgreSQL", "no driver: pip install '.[postgres]' in dlnn-search's folder"
+        )
     try:
         url = database_url(storage)
         file = file_of(url)

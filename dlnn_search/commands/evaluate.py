@@ -249,8 +249,9 @@ def _tested_words(before: Sequence[Sequence[Opening]]) -> str:
         when = [*when[: MAX_TOLD - 1], "...", when[-1]]
     return (
         f"This config was tested {count_words(len(before), 'time')} before: {', '.join(when)}; "
-        "what came out is in 'dlnn-search ledger'. A test split that is asked again and again "
-        "ends up choosing. To open it once more, on record, add --again: what was written stays."
+        "'dlnn-search ledger' shows the results. A test split that is used again and again helps "
+        "to choose the model, and is no test any more. To test once more, on record, add --again; "
+        "earlier results stay."
     )
 
 

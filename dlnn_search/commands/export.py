@@ -93,7 +93,7 @@ def export_best(database: Database, study: StoredStudy, n: int, path: Path) -> E
         write_whole(target, config.to_json())
     parent = parent_of(database, study.id)
     if parent is not None:
-        words = f"These are trainings for '{parent}': rather export that study."
+        words = f"This study trains configs of '{parent}' again. Export '{parent}' instead."
     else:
         words = _confirmed_words(study, confirmation(database, study))
     if len(configs) < n:
@@ -163,8 +163,8 @@ def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:
     how = f"dlnn-search confirm {study.name}"
     if confirmed is None:
         return (
-            "Not confirmed: the best of many trials owes a part of its value to luck. "
-            f"Before the test split is opened, let fresh seeds decide: {how}"
+            "Not confirmed: the best of many trials owes part of its value to luck. Confirm it "
+            f"with fresh seeds before you open the test split: {how}"
         )
     winner = confirmed.winner
     if winner is None and confirmed.n_left:
@@ -174,7 +174,7 @@ def _confirmed_words(study: StoredStudy, confirmed: Confirmation | None) -> str:
         )
     if winner is None:
         return (
-            "Not confirmed: no trial came to its end with two fresh seeds, so this is the "
+            "Not confirmed: no config was trained to the end with two fresh seeds, so this is the "
             f"search's own winner. See why: dlnn-search trials {linked_name(study.name, 'confirm')}"
         )
     return (
@@ -326,9 +326,9 @@ def _kept_folder(database: Database, study_name: str, trial: int, name: str) -> 
         )
     if artifact.place != place_of(database.files):
         raise StorageError(
-            f"The checkpoint of {name} is not in this files folder, '{database.files}': the "
-            "worker that trained it keeps it elsewhere. Run this command on that machine, or "
-            "name its folder, where it can be reached from here, in DLNN_SEARCH_FILES. "
+            f"The checkpoint of {name} is not in this files folder, '{database.files}'. The "
+            "worker that trained it keeps it elsewhere. Run this command on that machine; or, if "
+            "you can reach its folder from here, name the folder in DLNN_SEARCH_FILES. "
             f"{_instead(study_name)}"
         )
     file = inside(database.files, artifact.path)
@@ -359,8 +359,8 @@ def _artifact(database: Database, study: StoredStudy, trial: int) -> Artifact | 
 
 def _instead(study_name: str) -> str:
     return (
-        "Or train the config anew, with models kept: "
-        f"dlnn-search export {study_name} -o best.json, then dlnn-search evaluate best.json"
+        f"Or train the config again with 'dlnn-search export {study_name} -o best.json' and "
+        "'dlnn-search evaluate best.json', which keeps the models."
     )
 
 

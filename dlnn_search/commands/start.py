@@ -27,6 +27,7 @@ from dlnn_search.launch.detached import (
 )
 from dlnn_search.launch.supervisor import Supervisor
 from dlnn_search.machine import Seat, plan_seats
+from dlnn_search.metrics import count_words
 from dlnn_search.report.live import LiveView
 from dlnn_search.results.advice import is_bug, mend_words
 from dlnn_search.results.status import StudyStatus, study_status
@@ -390,7 +391,7 @@ def _say_who_else(prepared: _Prepared, say: Callable[[str], None]) -> None:
     for pid, n_workers in looked_after(prepared.database, prepared.stored.id).items():
         say(
             f"Process {pid} already searches {prepared.stored.name} on this machine with "
-            f"{n_workers} workers. This start adds {len(prepared.seats)}."
+            f"{count_words(n_workers, 'worker')}. This start adds {len(prepared.seats)}."
         )
 
 
@@ -430,7 +431,7 @@ def measure(
         if done.returncode:
             raise TrainingError(
                 f"The range test of '{study.name}' failed: "
-                f"{done.stderr.strip().removeprefix('Error: ') or '(no output)'}"
+                f"{done.stderr.strip().rpartition('Error: ')[2] or 'it printed nothing'}"
             )
         kept = kept_rate(database, stored.id)
     rate = None if kept is None else kept.rate

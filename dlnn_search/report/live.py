@@ -84,7 +84,7 @@ def picture(
         *(Text(line, style="red") for line in failure_lines(status)),
     ]
     if events:
-        parts.append(Text("Of late", style="dim"))
+        parts.append(Text("Recent events", style="dim"))
         parts += [Text(f"  {line}", style="dim") for line in event_lines(events)]
     parts += [Text(f"→ {sentence}", style="bold yellow") for sentence in advice]
     return Group(*parts)
@@ -156,12 +156,16 @@ def control_lines(status: StudyStatus) -> list[str]:
     """Return what the workers are asked to do, if not simply to go on, and why none may begin."""
     n = len(status.workers)
     who = (
-        "no worker is here" if not n else "its worker waits" if n == 1 else f"its {n} workers wait"
+        "no worker is running"
+        if not n
+        else "its worker waits"
+        if n == 1
+        else f"its {n} workers wait"
     )
     words = {
         "pause": f"Paused: {who}. 'dlnn-search resume {status.name}' lets them go on.",
-        "stop": "Stopped: running trials are finished, no new one is begun.",
-        "stop_now": "Stopped: trials are given back with their checkpoints.",
+        "stop": "Stopped: running trials finish, and no new one starts.",
+        "stop_now": "Stopped: the workers keep their checkpoints and end.",
     }
     lines = [words[status.control]] if status.control in words else []
     if status.control_reason:

@@ -56,8 +56,8 @@ def place_of(folder: Path) -> str:
         raise StorageError(f"Cannot use the folder '{folder}': {error}.") from error
     if len(name) != 32 or not all(letter in "0123456789abcdef" for letter in name):
         raise StorageError(
-            f"Expected 32 hexadecimal digits in '{path}', got something else. Remove that file: "
-            "a new one is made, and trials that were begun here start over."
+            f"Expected 32 hexadecimal digits in '{path}', got something else. Remove that file. "
+            "A new one is made, and trials that were begun here start over."
         )
     return name
 

@@ -86,9 +86,9 @@ def lost_words(database: Database, study_id: int, name: str) -> str | None:
         ).first()
         last = begun_slots(connection, study_id, 1)
     if row is None or (row.name != name and name not in row.definition.get(EARLIER_NAMES, ())):
-        return f"The study '{name}' was deleted from {database.shown} meanwhile."
+        return f"The study '{name}' was deleted from {database.shown}."
     if row.name != name:
-        return f"The study '{name}' was renamed to '{row.name}' meanwhile: name it so."
+        return f"The study '{name}' was renamed to '{row.name}'. Use that name."
     with storage_errors(database.url):
         if _fits(database, name, last):
             return None
@@ -97,12 +97,12 @@ def lost_words(database: Database, study_id: int, name: str) -> str | None:
         return (
             f"The study '{name}' in {database.shown} is broken: another program deleted or renamed "
             "its trials in Optuna's tables. Remove what is left with 'dlnn-search delete "
-            f"{name}'; then start it anew, or bring it back from a backup ('dlnn-search storage "
-            "restore')."
+            f"{name}'. Then start it again, or restore a backup with 'dlnn-search storage restore "
+            "FILE'."
         )
     return (
         f"The study '{name}' in {database.shown} is broken: another program renamed it to '{copy}' "
-        f"in Optuna's tables alone. Complete that with 'dlnn-search rename {name} {copy}'."
+        f"in Optuna's tables alone. Finish that with 'dlnn-search rename {name} {copy}'."
     )
 
 

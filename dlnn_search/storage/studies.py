@@ -323,8 +323,8 @@ def _check_new(database: Database, name: str) -> None:
     if n_trials:
         raise StudyError(
             f"Optuna's tables in {database.shown} have a study '{name}' with {n_trials} trials "
-            "that dlnn-search knows nothing of. Delete it in the dashboard, or give the new study "
-            "another name (copy its file), or another database with --storage."
+            "that dlnn-search did not start. Delete it in the dashboard, or copy the file of the "
+            "new study under another name, or choose another database with --storage."
         )
 
 
@@ -333,9 +333,9 @@ def _check_not_moved(database: Database, study: StoredStudy) -> None:
         moved_to = connection.scalar(sa.select(table.c.moved_to).where(table.c.id == study.id))
     if moved_to is not None:
         raise StudyError(
-            f"The study '{study.name}' was moved from {database.shown} to {moved_to}, where it "
-            "goes on; here it is kept to look at. Search there: --storage URL (see "
-            "storage/README.md on how to move it back)."
+            f"The study '{study.name}' was moved from {database.shown} to {moved_to}. Here it can "
+            "only be looked at. Search it there, with --storage URL (storage/README.md says how to "
+            "move it back)."
         )
 
 

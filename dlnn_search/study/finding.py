@@ -405,7 +405,7 @@ def bring_code(config: Config, source: str, study_file: str | None) -> Config:
         if part.study not in (None, study.code_name):
             raise UsageError(
                 f"'{source}' needs the own code of {whose}, got that of '{study.code_name}' from "
-                f"--study {study_file}. A study is named as its file."
+                f"--study {study_file}. A study has the name of its file."
             )
         if part.study is not None:
             code_of(part)
@@ -475,7 +475,7 @@ def _read(path: Path, what: str = "study file") -> str:
         raise StudyError(f"The {what} '{path}' is no valid Python: {line}{error.msg}.") from error
     except (MemoryError, RecursionError) as error:  # Python's words for it
         raise StudyError(
-            f"The {what} '{path}' is no valid Python: it is nested too deep."
+            f"The {what} '{path}' is no valid Python: it is nested too deeply."
         ) from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or null bytes
         raise StudyError(f"The {what} '{path}' cannot be read: {error}") from error

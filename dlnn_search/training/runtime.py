@@ -124,7 +124,8 @@ def use_gpu(gpu: int, memory_mib: int | None) -> None:
     if not devices:
         raise UsageError(
             f"Expected GPU {gpu}, but TensorFlow finds none. Check the number with nvidia-smi, and "
-            "that TensorFlow's CUDA parts are installed: pip install 'dlnn-search[gpu]'."
+            "that TensorFlow's CUDA parts are installed: pip install '.[gpu]' in "
+            "dlnn-search's folder."
         )
     if memory_mib is not None:
         limit = tf.config.LogicalDeviceConfiguration(memory_limit=memory_mib)

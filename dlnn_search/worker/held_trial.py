@@ -438,7 +438,7 @@ class HeldTrial:
             self._n_tries += 1
             if self._away_since is None:
                 self._away_since = now
-                log.warning("%s Training goes on; what it has to tell is kept.", error)
+                log.warning("%s Training goes on, and its results are stored later.", error)
             # A server that does not even refuse costs time: training shall have most of it.
             took = time.monotonic() - now
             pause = pause_seconds(self._n_tries, MAX_PAUSE_SECONDS)

@@ -131,8 +131,8 @@ def threshold(study: Study) -> float | None:
     chance = chance_of(study.metric, n_classes)
     if chance is None:
         raise StudyError(
-            f"Nobody knows what guessing reaches in '{study.metric}' here: expected a number, "
-            "got Halving(better_than='chance'). Give the value that counts as more than chance."
+            f"Expected Halving(better_than=...) as a number, got 'chance': what guessing reaches "
+            f"in '{study.metric}' is not known. Give the value that counts as better than chance."
         )
     return chance + CHANCE_MARGIN * (perfect_of(study.metric) - chance)
 
@@ -161,7 +161,8 @@ def check_libraries(sampler: Sampler) -> None:
     if isinstance(sampler, Gp) and find_spec("torch") is None:
         raise UsageError(
             "The sampler 'gp' needs PyTorch, which is not installed. "
-            "Install it with: pip install 'dlnn-search[gp]', or choose another --sampler."
+            "Install it, with pip install '.[gp]' in dlnn-search's folder, or choose another "
+            "--sampler."
         )
 
 

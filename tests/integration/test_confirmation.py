@@ -143,7 +143,7 @@ def test_asked_again_only_what_is_new_is_trained(searched: tuple[Database, Store
     assert unfinished is not None and unfinished.n_left == 5 and unfinished.winner is None
     own = linked(database, stored, "confirm")
     assert own is not None and parent_of(database, own.id) == "made-up"
-    with pytest.raises(UsageError, match="name that study instead"):
+    with pytest.raises(UsageError, match=r"Name '.*' instead"):
         plan_confirmation(database, own, top=1, seeds=2, study_file=None)
 
 

@@ -166,7 +166,7 @@ def test_an_unknown_sampler_is_answered_with_the_nearest(sqlite_database: Databa
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs PyTorch.*pip install 'dlnn-search\[gp\]'"):
+    with pytest.raises(UsageError, match=r"needs PyTorch.*pip install '\.\[gp\]'"):
         check_libraries(Gp())
     check_libraries(Tpe())
 

@@ -153,7 +153,7 @@ class TestAddresses:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "psycopg", None)
-        with pytest.raises(UsageError, match=r"pip install 'dlnn-search\[postgres\]'") as caught:
+        with pytest.raises(UsageError, match=r"pip install '\.\[postgres\]'") as caught:
             database_url(f"postgresql://u:{PASSWORD}@host/name")
         assert_no_password(caught.value)
 

@@ -258,31 +258,31 @@ def test_the_smallest_and_the_largest_size_render(size: int) -> None:
 
 @pytest.mark.parametrize("size", [31, 301])
 def test_a_size_out_of_range_is_refused_with_what_was_expected_and_came(size: int) -> None:
-    with pytest.raises(ValueError, match=rf"32 to 300 px, came {size}"):
+    with pytest.raises(ValueError, match=rf"32 to 300 px, got {size}"):
         render_clocks(1, image_size=size)
 
 
 def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"images_per_time of 1 or more, came 0"):
+    with pytest.raises(ValueError, match=r"images_per_time of 1 or more, got 0"):
         render_clocks(0)
-    with pytest.raises(ValueError, match=r"0 to pi radians, came 4\.0"):
+    with pytest.raises(ValueError, match=r"0 to pi radians, got 4\.0"):
         render_clocks(1, azimuth_spread=4.0)
-    with pytest.raises(ValueError, match=r"difficulty of 0 to 1, came 1\.5"):
+    with pytest.raises(ValueError, match=r"difficulty of 0 to 1, got 1\.5"):
         render_clocks(1, difficulty=1.5)
-    with pytest.raises(ValueError, match=r"seed of 0 or more, came -1"):
+    with pytest.raises(ValueError, match=r"seed of 0 or more, got -1"):
         render_clocks(1, seed=-1)
-    with pytest.raises(ValueError, match=r"processes of 1 or more, came 0"):
+    with pytest.raises(ValueError, match=r"processes of 1 or more, got 0"):
         render_clocks(1, processes=0)
 
 
 def test_an_array_of_another_shape_or_type_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(720, 32, 32\) and type uint8, came shape \(1,"):
+    with pytest.raises(ValueError, match=r"shape \(720, 32, 32\) and type uint8, got shape \(1,"):
         render_clocks(1, image_size=32, out=np.empty((1, 32, 32), np.uint8))
     with pytest.raises(ValueError, match=r"type float32"):
         render_clocks(1, image_size=32, out=np.empty((720, 32, 32), np.float32))
-    with pytest.raises(ValueError, match=r"one shape \(n,\), came \(2,\) and \(1,\)"):
+    with pytest.raises(ValueError, match=r"one shape \(n,\), got \(2,\) and \(1,\)"):
         render_times([1, 2], [3], image_size=32, azimuth_spread=0.0, difficulty=0.0, seed=0)
-    with pytest.raises(ValueError, match=r"azimuths of shape \(1,\), came \(2,\)"):
+    with pytest.raises(ValueError, match=r"azimuths of shape \(1,\), got \(2,\)"):
         easy([(1, 2)], azimuths=[0.0, 1.0])
     with pytest.raises(ValueError, match=r"hours of 0 to 11"):
         easy([(12, 2)])

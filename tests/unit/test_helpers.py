@@ -165,7 +165,7 @@ def test_a_helper_that_was_edited_is_named(tmp_path: Path, sqlite_database: Data
     with pytest.raises(StudyError) as caught:
         join(sqlite_database, edited.name, edited.definition())
     said = str(caught.value)
-    assert "  -helper nets/sizes.py = " in said and "  +helper nets/sizes.py = " in said
+    assert "\n-helper nets/sizes.py = " in said and "\n+helper nets/sizes.py = " in said
     assert "  -UNITS = 17\n  +UNITS = 18" in said
 
 

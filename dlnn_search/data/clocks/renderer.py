@@ -48,20 +48,20 @@ class _Order:
 
     def __post_init__(self) -> None:
         if self.images_per_time < 1:
-            raise ValueError(f"Expected images_per_time of 1 or more, came {self.images_per_time}.")
+            raise ValueError(f"Expected images_per_time of 1 or more, got {self.images_per_time}.")
         if not SMALLEST_IMAGE_SIZE <= self.image_size <= LARGEST_IMAGE_SIZE:
             raise ValueError(
                 f"Expected an image_size of {SMALLEST_IMAGE_SIZE} to {LARGEST_IMAGE_SIZE} px, "
-                f"came {self.image_size}."
+                f"got {self.image_size}."
             )
         if not 0.0 <= self.azimuth_spread <= math.pi:
             raise ValueError(
-                f"Expected an azimuth_spread of 0 to pi radians, came {self.azimuth_spread}."
+                f"Expected an azimuth_spread of 0 to pi radians, got {self.azimuth_spread}."
             )
         if not 0.0 <= self.difficulty <= 1.0:
-            raise ValueError(f"Expected a difficulty of 0 to 1, came {self.difficulty}.")
+            raise ValueError(f"Expected a difficulty of 0 to 1, got {self.difficulty}.")
         if self.seed < 0:
-            raise ValueError(f"Expected a seed of 0 or more, came {self.seed}.")
+            raise ValueError(f"Expected a seed of 0 or more, got {self.seed}.")
 
     @property
     def n_images(self) -> int:
@@ -126,12 +126,12 @@ def render_clocks(
     images = np.empty(shape, np.uint8) if out is None else out
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(
-            f"Expected out of shape {shape} and type uint8, came shape {images.shape} and type "
+            f"Expected out of shape {shape} and type uint8, got shape {images.shape} and type "
             f"{images.dtype}."
         )
     n_processes = _usable_cores() if processes is None else processes
     if n_processes < 1:
-        raise ValueError(f"Expected processes of 1 or more, came {n_processes}.")
+        raise ValueError(f"Expected processes of 1 or more, got {n_processes}.")
 
     firsts = range(0, order.n_images, _CHUNK_IMAGES)
     n_processes = min(n_processes, len(firsts))
@@ -180,15 +180,15 @@ def render_times(
     hour, minute = np.asarray(hours), np.asarray(minutes)
     if hour.ndim != 1 or hour.shape != minute.shape:
         raise ValueError(
-            f"Expected hours and minutes of one shape (n,), came {hour.shape} and {minute.shape}."
+            f"Expected hours and minutes of one shape (n,), got {hour.shape} and {minute.shape}."
         )
     if np.any((hour < 0) | (hour > 11)) or np.any((minute < 0) | (minute > 59)):
-        raise ValueError("Expected hours of 0 to 11 and minutes of 0 to 59, came others.")
+        raise ValueError("Expected hours of 0 to 11 and minutes of 0 to 59, got others.")
     turns: Sequence[float | None] = [None] * len(hour)
     if azimuths is not None:
         given = np.asarray(azimuths, np.float64)
         if given.shape != hour.shape:
-            raise ValueError(f"Expected azimuths of shape {hour.shape}, came {given.shape}.")
+            raise ValueError(f"Expected azimuths of shape {hour.shape}, got {given.shape}.")
         turns = given.tolist()
     images = np.empty((len(hour), order.image_size, order.image_size), np.uint8)
     for i, turn in enumerate(turns):

@@ -253,7 +253,7 @@ def _no_address() -> UsageError:
     # The text itself is not repeated: it may hold a password.
     return UsageError(
         "Expected a database URL such as sqlite:///storage/data/dlnn.db or "
-        "postgresql+psycopg://user@host/name, got something that is none. "
+        "postgresql+psycopg://user@host/name, got something else. "
         "Give it with --storage or DLNN_SEARCH_STORAGE; in a password, write '@', '/', ':' and "
         "'%' as %40, %2F, %3A and %25."
     )
@@ -265,8 +265,8 @@ def _postgresql(url: URL, password: str) -> str:
         import psycopg  # noqa: F401
     except ImportError:
         raise UsageError(
-            "PostgreSQL needs its driver, which is not installed: "
-            "pip install 'dlnn-search[postgres]'"
+            "PostgreSQL needs its driver, which is not installed. Install it with "
+            "pip install '.[postgres]' in dlnn-search's folder."
         ) from None
     url = url.set(drivername="postgresql+psycopg")
     if not url.password and "password" not in url.query and (secret := read_secret(password)):
@@ -360,7 +360,7 @@ def upgrade_database(url: str) -> tuple[int, int]:
 def _no_study_yet(url: str) -> StorageError:
     return StorageError(
         f"The database {shown(url)} holds no study yet. "
-        "Begin one with 'dlnn-search start STUDY', or name another with --storage."
+        "Start one with 'dlnn-search start STUDY', or name another database with --storage."
     )
 
 

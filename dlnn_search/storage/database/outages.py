@@ -182,7 +182,7 @@ def retry(
             raise
         raise StorageError(
             f"{error} It was tried again for {time.monotonic() - began:.0f} s "
-            f"({PATIENCE_VARIABLE} sets how long); checkpoints are kept, start again to go on."
+            f"({PATIENCE_VARIABLE} sets how long). Checkpoints are kept: start again to go on."
         ) from error
     if attempts.statistics.get("attempt_number", 1) > 1:
         log.warning("The database answers again after %.0f s.", time.monotonic() - began)
@@ -303,7 +303,7 @@ def _explain(error: BaseException, url: str) -> str:
         return _full(url)
     if "disk I/O error" in said:
         return (
-            f"The disk of the database {shown(url)} is full or fails: {said}. Make room or mend "
+            f"The disk of the database {shown(url)} is full or fails: {said}. Make room or repair "
             "it, then start again and the study goes on."
         )
     if "not a database" in said:

@@ -139,7 +139,7 @@ def look_for_file(url: str, *, create: bool) -> None:
             )
     elif not path.exists():
         raise StorageError(
-            f"There is no database at '{path}'. Begin a search in this folder with "
+            f"There is no database at '{path}'. Start a search in this folder with "
             "'dlnn-search start STUDY', or name another database with --storage."
         )
 

@@ -93,8 +93,8 @@ def _state(connection: Connection, shown: str) -> State:
     version, program = found
     if version > schema.SCHEMA_VERSION:
         raise StorageError(
-            f"The database {shown} has our tables in version {version} (made by dlnn-search "
-            f"{program}); this is dlnn-search {__version__}, which expects version "
+            f"The database {shown} has tables of version {version} (made by dlnn-search "
+            f"{program}). This is dlnn-search {__version__}, which expects version "
             f"{schema.SCHEMA_VERSION}. Install the newer dlnn-search, or name another database "
             "with --storage."
         )
@@ -117,9 +117,9 @@ def too_old(engine: Engine, shown: str) -> StorageError:
     with engine.connect() as connection:
         version, program = _version(connection) or (0, "")
     return StorageError(
-        f"The database {shown} has our tables in version {version} (made by dlnn-search "
-        f"{program}); this is dlnn-search {__version__}, which expects version "
-        f"{schema.SCHEMA_VERSION}. Bring it there with 'dlnn-search storage upgrade' (all of it "
-        "stays), or begin with 'dlnn-search start STUDY', which does so, too. Stop workers of the "
-        "older program first."
+        f"The database {shown} has tables of version {version} (made by dlnn-search "
+        f"{program}). This is dlnn-search {__version__}, which expects version "
+        f"{schema.SCHEMA_VERSION}. Stop workers of the older program, then upgrade the database "
+        "with 'dlnn-search storage upgrade', which keeps everything. 'dlnn-search start STUDY' "
+        "upgrades it, too."
     )
