@@ -265,7 +265,7 @@ def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> boo
         url: Of the database.
         figures: Of each its study, itself, and its name there.
     """
-    from dlnn_search.report.figures import put_into_dashboard
+    from dlnn_search.report.pages import put_into_dashboard
     from dlnn_search.storage.database import open_database, storage_errors
 
     try:

@@ -33,8 +33,9 @@ from dlnn_search.dashboard.access import (
 )
 from dlnn_search.errors import DlnnSearchError, UsageError
 from dlnn_search.metrics import duration, metric_name, metric_unit, metric_value
-from dlnn_search.report.figures import learning_curves, narrowing_figure, put_into_dashboard
+from dlnn_search.report.figures import learning_curves, narrowing_figure
 from dlnn_search.report.live import state_words
+from dlnn_search.report.pages import put_into_dashboard
 from dlnn_search.results.comparison import narrowing_of
 from dlnn_search.results.status import StudyStatus, shown_curves, study_status
 from dlnn_search.secret import hidden

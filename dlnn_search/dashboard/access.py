@@ -71,6 +71,19 @@ button:has([data-testid="AddBoxIcon"]), button:has([data-testid="EditIcon"]),
 button:has([data-testid="StopCircleIcon"]) { display: none !important }
 </style>
 """
+#: optuna-dashboard is made for wide windows: in a narrow one its boxes stand in one column,
+#: and what is still too wide for its box is scrolled in there.
+_NARROW_STYLE = """
+<style>
+@media (max-width: 800px) {
+  main { min-width: 0 }
+  .MuiGrid-root[class*="grid-xs"] { max-width: 100% !important; flex-basis: 100% !important }
+  .MuiGrid-container { flex-wrap: wrap !important }
+  .MuiCard-root { width: auto !important; max-width: calc(100vw - 92px) }
+  .MuiCardContent-root { overflow-x: auto }
+}
+</style>
+"""
 #: Where an editor's page finds what says why a change was refused.
 REFUSED_SCRIPT = "/refused.js"
 #: Where every page finds what fills its list of studies.
@@ -334,7 +347,7 @@ def _add_to_page(answer: WerkzeugResponse, *, is_viewer: bool, has_log_in: bool)
     if answer.status_code != 200 or request.method != "GET":
         return
     added = _VIEWERS_STYLE if is_viewer else f'<script src="{REFUSED_SCRIPT}"></script>'
-    added += f'<script src="{STUDIES_SCRIPT}"></script>'
+    added += f'{_NARROW_STYLE}<script src="{STUDIES_SCRIPT}"></script>'
     if has_log_in:
         added += _BAR.replace("ROLE", "Viewer: read-only" if is_viewer else "Editor")
     text = answer.get_data(as_text=True)

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
-from dlnn_search.metrics import loss_sign, metric_name, metric_value
+from dlnn_search.metrics import count_words, loss_sign, metric_name, metric_value
 from dlnn_search.report.evaluation import confirmation_figure
 from dlnn_search.report.pages import (
     BLUE,
@@ -127,9 +127,9 @@ def narrowing_figure(narrowing: Narrowing, title: str) -> go.Figure:
         figure.update_xaxes(title_text="trial", row=2)
     figure.update_yaxes(zeroline=False, title_font_size=12, title_standoff=4, automargin=True)
     figure.update_layout(
-        title={"text": plain_text(title), "y": 0.97, "yanchor": "top"},
+        title=plain_text(title),
         legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
-        margin={"l": 60, "r": 20, "t": 84, "b": 44},
+        margin={"l": 60, "r": 20, "t": 104, "b": 44},
     )
     if len(pages) > 1:
         menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.03, "yanchor": "bottom"}
@@ -288,6 +288,8 @@ def learning_curves(
             look: dict[str, Any] = {"width": 4 if trial is best else 2}
             if trial not in named:
                 look = {"width": 1, "color": GREY}
+            elif trial is best:
+                look["color"] = GREEN
             figure.add_scatter(
                 x=[point.epoch for point in line],
                 y=[float(f"{point.metrics[metric]:.5g}") for point in line],
@@ -362,27 +364,25 @@ def study_figures(database: Database, study: StoredStudy) -> list[Picture]:
     best_first = sorted(trials, key=lambda trial: sign * (trial.value or 0.0))
     names = by_importance(searched)
     better = "Lower" if study.direction == "minimize" else "Higher"
-    pictures = [
-        Picture("History", _history(searched, metric, scale), f"{better} is better."),
-        Picture(
-            "Learning curves",
-            learning_curves(study, shown_curves(database, study)),
-            "On validation. The best trials have a name; point at a grey line for its trial.",
-        ),
-    ]
+    pictures: list[Picture] = []
 
     def add(
         title: str, draw: Callable[[], Drawn], least: int, note: str, n_parameters: int = 1
     ) -> None:
         drawn: Drawn
         if n_trials < least:
-            drawn, note = f"Needs {least} complete trials; there are {n_trials}.", ""
+            drawn, note = f"Needs {count_words(least, 'complete trial')}; there are {n_trials}.", ""
         elif len(names) < n_parameters:
             drawn, note = f"Needs {n_parameters} parameters; there are {len(names)}.", ""
         else:
             drawn = draw()
         pictures.append(Picture(title, drawn, note))
 
+    add("History", lambda: _history(searched, metric, scale), 1, f"{better} is better.")
+    curves = learning_curves(study, shown_curves(database, study))
+    note = "On validation. The best trials have a name; point at a grey line for its trial."
+    none_yet = Picture("Learning curves", "No trial has finished an epoch yet.")
+    pictures.append(Picture("Learning curves", curves, note) if curves.data else none_yet)
     add(
         "Importance",
         lambda: _importances(searched),
@@ -417,19 +417,6 @@ def study_figures(database: Database, study: StoredStudy) -> list[Picture]:
         figure = confirmation_figure(study, confirmed)
         pictures.append(Picture("Confirmation", figure, note))
     return pictures
-
-
-def put_into_dashboard(
-    database: Database, study_name: str, figure: go.Figure, figure_id: str
-) -> None:
-    """Show a figure on a study's page in optuna-dashboard."""
-    from optuna_dashboard import save_plotly_graph_object
-
-    study = optuna.load_study(study_name=study_name, storage=database.optuna)
-    figure = go.Figure(figure).update_layout(template="plotly_white", title_font_size=15)
-    if not figure.layout.margin.l:
-        figure.update_layout(margin={"l": 70, "r": 20, "t": 60, "b": 50})
-    save_plotly_graph_object(study, figure, graph_object_id=figure_id)
 
 
 def _history(searched: optuna.Study, metric: str, scale: dict[str, Any]) -> go.Figure:

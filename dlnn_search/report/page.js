@@ -26,7 +26,6 @@
     return { layout: {
       font: { family: "system-ui, sans-serif", size: narrow ? 11 : 12, color: text },
       paper_bgcolor: card, plot_bgcolor: card,
-      colorway: ["#3b82c4", "#e07b39", "#3f9e6b", "#b05cc0", "#c9a227", "#d1495b", "#5f7d95", "#8d6e63"],
       xaxis: axis, yaxis: axis,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
       hoverlabel: { align: "left" }, margin: { l: 8, r: 16, t: narrow ? 12 : 44, b: 8 },
@@ -41,7 +40,7 @@
     const xaxis = axes ? { ...layout.xaxis, range: [-0.6, axes - 0.4] } : layout.xaxis;
     const height = Math.min(layout.height || 440, narrow && !layout.meta?.tall ? 380 : Infinity);
     return Plotly.react(place, data, { ...layout, xaxis, height, width: place.clientWidth, template: template(narrow) }, {
-      responsive: false, displaylogo: false, displayModeBar: !narrow,
+      responsive: false, displaylogo: false, displayModeBar: !narrow && !axes,
       // These and no others: the library has one that would send the data away.
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     }).then(() => { place.dataset.drawn = narrow ? "narrow" : "wide"; });

@@ -13,6 +13,7 @@ from math import log10
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import optuna
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from plotly.io.json import to_json_plotly
@@ -21,9 +22,12 @@ from plotly.offline import get_plotlyjs
 from dlnn_search.errors import StorageError, UsageError
 from dlnn_search.metrics import direction_of, metric_name, metric_unit, metric_value
 from dlnn_search.samplers.observations import Numeric
+from dlnn_search.storage.database import Database
 
 #: Told from each other, and from a light and a dark page.
 BLUE, GREEN, ORANGE, RED, GREY = "#3b82c4", "#2f9e5f", "#e07b39", "#d1495b", "#8794a1"
+#: Of lines that mean nothing else; the best trial alone is green.
+COLORS = (BLUE, ORANGE, "#b05cc0", "#c9a227", RED, "#5f7d95", "#8d6e63", "#2a9d9d")
 
 Drawn: TypeAlias = go.Figure | Sequence[go.Figure] | str
 
@@ -79,10 +83,12 @@ def page_of(
             parts.append(f"<p>{escape(picture.drawn)}</p>")
             continue
         is_one = isinstance(picture.drawn, go.Figure)
+        drawn: Sequence[Any] = [picture.drawn] if is_one else picture.drawn
         parts.append('<div class="pictures">' if is_one else '<div class="pictures many">')
-        for figure in [picture.drawn] if is_one else picture.drawn:
+        for figure in drawn:
             plain = figure.to_plotly_json()
             named = plain["layout"].pop("title", {}).get("text")
+            plain["layout"].setdefault("colorway", COLORS)
             plain["layout"].pop("template", None)  # the page's own: light or dark, narrow or wide
             heading = "" if is_one or not named else f"<h3>{escape(unescape(named))}</h3>"
             place = f'<div class="picture" data-picture="{len(figures)}">{_NO_SCRIPTS}</div>'
@@ -166,6 +172,24 @@ def write_pages(output: Path, name: str, pictures: Sequence[Picture]) -> list[Pa
         page = page_of(title, [picture._replace(title=title)], shares_library=True)
         write_page(paths[-1], page)
     return paths
+
+
+def put_into_dashboard(
+    database: Database, study_name: str, figure: go.Figure, figure_id: str
+) -> None:
+    """Show a figure on a study's page in optuna-dashboard."""
+    from optuna_dashboard import save_plotly_graph_object
+
+    study = optuna.load_study(study_name=study_name, storage=database.optuna)
+    figure = go.Figure(figure).update_layout(
+        template="plotly_white",
+        colorway=COLORS,
+        # Below the buttons that lie over the upper edge.
+        title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 36}, "font_size": 15},
+    )
+    if not figure.layout.margin.t:
+        figure.update_layout(margin={"l": 70, "r": 20, "t": 80, "b": 50})
+    save_plotly_graph_object(study, figure, graph_object_id=figure_id)
 
 
 def plain_text(value: object) -> str:
