@@ -55,7 +55,7 @@ def searched(database: Database, n_trials: int = 24) -> StoredStudy:
     """Store a study whose trials have 15 parameters, in two stages."""
     study = register(database, "some-study", DEFINITION)
     slots = Slots(database, study.id)
-    slots.extend_to(1)
+    give_trials(slots, 1)
     slot = claimed(slots)
     points = [Point(epoch, {"accuracy": 0.4 * epoch}, 1.0, 1e3) for epoch in (1, 2)]
     assert add_points(database, slot.id, slot.fence, points)
