@@ -297,7 +297,7 @@ def test_where_nothing_is_complete_the_search_goes_on(folder: Folder, command: s
 def test_where_all_failed_the_study_is_to_be_fixed_and_started_anew(
     folder: Folder, command: str
 ) -> None:
-    folder.end(*["failed"] * 4)
+    folder.end("failed", "failed", "failed", "failed")
     said = folder.run(*command.split(), ok=False)
     assert follow(folder, said, only="validate") == ""
     edited = FILE.replace("2, 64", "2, 32")
