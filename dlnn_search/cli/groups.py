@@ -185,7 +185,7 @@ def preview(
         ),
     ] = None,
 ) -> None:
-    """Draw labelled training pictures, or one picture to read."""
+    """Draw labelled pictures, or one picture to read."""
     data = _data(
         name,
         source=source,
