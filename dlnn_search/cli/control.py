@@ -224,30 +224,30 @@ def _answer(found: StudyStatus, control: str, changed: bool, where: str) -> list
     hosts = ", ".join(sorted({worker.host for worker in found.workers}))
     who = f"its {n} workers (on {hosts})" if n > 1 else f"its worker (on {hosts})"
     if n > 1:
-        does = {"stop": "finish their trials and end", "pause": "keep their epoch and wait"}
-        does |= {"stop_now": "keep their checkpoints and end", "run": "go on"}
+        does = {"stop": "finish their trials and end", "pause": "finish their epoch and wait"}
+        does |= {"stop_now": "keep their checkpoints and end", "run": "continue"}
     else:
-        does = {"stop": "finishes its trial and ends", "pause": "keeps its epoch and waits"}
-        does |= {"stop_now": "keeps its checkpoint and ends", "run": "goes on"}
+        does = {"stop": "finishes its trial and ends", "pause": "finishes its epoch and waits"}
+        does |= {"stop_now": "keeps its checkpoint and ends", "run": "continues"}
     state = {"stop": "is stopped", "stop_now": "is stopped", "pause": "is paused", "run": "runs"}
     already = "" if changed else " already"
     lines = [
         f"{name} {state[control]}{already}"
-        + (f": {who} {does[control]}." if n else "; no worker is at it.")
+        + (f": {who} {does[control]}." if n else "; it has no worker now.")
     ]
     if control in ("stop", "stop_now"):
-        lines.append(f"Go on later: dlnn-search start {name}{where}")
+        lines.append(f"Continue later: dlnn-search start {name}{where}")
     elif control == "pause":
-        lines.append(f"Go on: dlnn-search resume {name}{where}")
+        lines.append(f"Continue: dlnn-search resume {name}{where}")
     elif found.use.exhausted is not None:
         lines.append(
-            f"Nothing is left to do, the budget is {found.use.exhausted}. "
+            f"Nothing is left to do: the budget is {found.use.exhausted}. "
             f"Extend it: dlnn-search start {name} --trials {2 * found.budget}{where}"
         )
     elif not n:
         lines.append(
-            f"Start some: dlnn-search start {name} --workers 2{where}\n"
-            f"or, on any machine: dlnn-search worker {name} --storage URL"
+            f"Start workers: dlnn-search start {name} --workers 2{where}\n"
+            f"or, on another machine: dlnn-search worker {name} --storage URL"
         )
     return lines
 
@@ -288,8 +288,8 @@ def logs(
             print(f"==> {entry.worker}: on {entry.host}, {place}")
         if not here and not elsewhere:
             print(
-                f"No worker of {stored.name} has left a log here. Workers that "
-                "'dlnn-search start' runs write one each; a lone 'worker' writes to its terminal."
+                f"There is no log of {stored.name} on this machine. Each worker of "
+                "'dlnn-search start' writes one; 'dlnn-search worker' writes to its terminal."
             )
         if not follow:
             return
@@ -318,7 +318,7 @@ def rename(
         _ask_first(f"Rename {' and '.join(names)} to {new_name} in {database.shown}?", yes)
         renamed = rename_study(database, stored.id, stored.name, new_name)
     print(f"Renamed: {', '.join(renamed)}.")
-    print(f"Go on: dlnn-search start {new_name}{storage_words(storage)}")
+    print(f"Continue: dlnn-search start {new_name}{storage_words(storage)}")
 
 
 def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption = None) -> None:
@@ -332,12 +332,12 @@ def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption =
         also = f", and {' and '.join(name for name in names if name != stored.name)}"
         _ask_first(
             f"Delete {stored.name} with its {n_done} finished trials, their checkpoints and logs"
-            f"{also if len(names) > 1 else ''} from {database.shown}? A backup keeps it: "
-            "dlnn-search storage backup.",
+            f"{also if len(names) > 1 else ''} from {database.shown}? This cannot be undone. "
+            "'dlnn-search storage backup' keeps a copy.",
             yes,
         )
         deleted = delete_study(database, stored.id, stored.name)
-    print(f"Deleted: {', '.join(deleted)}. The ledger keeps what was tested.")
+    print(f"Deleted: {', '.join(deleted)}. The ledger still lists what was tested.")
 
 
 def _ask_first(question: str, yes: bool) -> None:
@@ -350,7 +350,7 @@ def _ask_first(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody can answer here: add --yes to do it.")
+        raise UsageError(f"{question} There is no terminal to answer at: add --yes.")
     if not typer.confirm(question):
         print("Nothing was changed.")
         raise typer.Exit(1)

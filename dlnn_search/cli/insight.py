@@ -61,8 +61,8 @@ def regions(
     print_narrowing(make_console(), narrowing)
     if not narrowing.regions:
         print(
-            "No stage but the first has begun, or another sampler than coarse-to-fine draws "
-            "the trials: the whole space is open."
+            "The search still draws from the whole space: only the first stage has begun, or the "
+            "sampler is not coarse-to-fine."
         )
     if output is not None:
         try:
@@ -71,7 +71,7 @@ def regions(
             )
         except OSError as error:
             raise StorageError(f"Cannot write '{output}': {error.strerror or error}.") from error
-        print(f"\nDrawn in {output}")
+        print(f"\nWrote {output}")
 
 
 def lr_range(
@@ -240,7 +240,7 @@ def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: 
     arguments = [name, *(["--study", code] if code else [])]
     if n_workers == 0:
         print(
-            f"{planned.n_new} trainings were added to {name}. Any worker takes them:\n"
+            f"{planned.n_new} trials were added to {name}. Train them on any machine:\n"
             f"  dlnn-search worker {shlex.join(arguments)}{where}"
         )
         return True
@@ -269,7 +269,7 @@ def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> boo
             for study, figure, figure_id in figures:
                 put_into_dashboard(database, study, figure, figure_id)
     except StorageError as error:  # someone who may only read has the printed answer
-        print(f"Not put into the dashboard: {error}", file=sys.stderr)
+        print(f"The figures are not in the dashboard: {error}", file=sys.stderr)
         return False
     return True
 
@@ -323,7 +323,7 @@ def compare(
         write_page(output, page_of(f"Comparison: {title}", list(figures)))
         print(f"\nWrote {output}")
     if is_shown:
-        print("The curves are in the dashboard, on each study's page.")
+        print("The dashboard shows the curves on each study's page.")
 
 
 def plots(

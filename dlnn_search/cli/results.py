@@ -17,7 +17,7 @@ from dlnn_search.cli.options import (
     StudyOfConfigOption,
     database_url_of,
     make_console,
-    open_known,
+    open_any,
     open_study,
     storage_words,
 )
@@ -309,7 +309,7 @@ def ledger(storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import ledger_table
     from dlnn_search.storage.ledger import openings
 
-    with open_known("ledger", storage) as database:
+    with open_any("ledger", storage) as database:
         opened = openings(database)
         if not opened:
             print("No test split was opened yet.")
