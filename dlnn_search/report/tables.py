@@ -186,7 +186,12 @@ def print_best(
         parent, _ = parent_and_kind(study.name)
         say(console, f"\nExport the winner: dlnn-search export {parent} -o best.json{storage}")
     else:
-        say(console, f"\nLet fresh seeds confirm it: dlnn-search confirm {study.name}{storage}")
+        say(
+            console,
+            "\nNext, let fresh seeds choose:\n"
+            f"  dlnn-search confirm {study.name}{storage}\n"
+            f"  dlnn-search export {study.name} -o best.json{storage}",
+        )
 
 
 def print_ready(console: Console, status: StudyStatus, join: str, storage: str) -> None:
