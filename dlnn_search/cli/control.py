@@ -189,13 +189,19 @@ def stop(
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Stop all workers of a study when their trials end."""
+    """Stop all workers of a study when their trials end.
+
+    It reaches the workers on all machines. 'start' continues the search.
+    """
     reason = f"'dlnn-search stop{' --now' if now else ''}' on {socket.gethostname()}."
     _ask("stop", study, "stop_now" if now else "stop", reason, storage)
 
 
 def pause(study: StartedStudy, storage: StorageOption = None) -> None:
-    """Pause all workers of a study."""
+    """Pause all workers of a study.
+
+    They finish their current epoch and wait, on all machines. 'resume' lets them continue.
+    """
     _ask("pause", study, "pause", f"'dlnn-search pause' on {socket.gethostname()}.", storage)
 
 
@@ -241,7 +247,7 @@ def _answer(found: StudyStatus, control: str, changed: bool, where: str) -> list
         lines.append(f"Continue: dlnn-search resume {name}{where}")
     elif found.use.exhausted is not None:
         lines.append(
-            f"Nothing is left to do: the budget is {found.use.exhausted}. "
+            f"Nothing is left to do. The budget is {found.use.exhausted}. "
             f"Extend it: dlnn-search start {name} --trials {2 * found.budget}{where}"
         )
     elif not n:
@@ -270,7 +276,10 @@ def logs(
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Show what the workers wrote on this machine."""
+    """Show what the workers wrote on this machine.
+
+    It also says where the logs of workers on other machines are.
+    """
     from dlnn_search.launch.detached import find_logs, last_lines
     from dlnn_search.launch.detached import follow as follow_logs
     from dlnn_search.results.status import study_status
@@ -322,7 +331,10 @@ def rename(
 
 
 def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption = None) -> None:
-    """Delete a study with its trials and checkpoints."""
+    """Delete a study with its trials and checkpoints.
+
+    Its logs and its linked studies go, too. The ledger stays.
+    """
     from dlnn_search.results.status import study_status
     from dlnn_search.storage.halves import check_idle, delete_study
 

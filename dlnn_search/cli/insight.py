@@ -146,7 +146,10 @@ def confirm(
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train the best trials again with fresh seeds."""
+    """Train the best trials again with fresh seeds.
+
+    The mean over the seeds ranks them. The winner is what 'export' writes.
+    """
     from dlnn_search.commands.confirm import plan_confirmation
     from dlnn_search.report.figures import confirmation_figure
 

@@ -138,7 +138,10 @@ def export(
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write the best config or its model to a file."""
+    """Write the best config or its model to a file.
+
+    After 'confirm' it is the confirmed winner, before that the search's own best trial.
+    """
     if output is None and model is None:
         raise UsageError(
             "Expected something to write: the config with -o best.json, the trained model with "
@@ -226,7 +229,10 @@ def evaluate(
     study: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train a config anew and test it once, on record."""
+    """Train a config anew and test it once, on record.
+
+    The ledger records that the test split was opened.
+    """
     from dlnn_search.config import title_of
     from dlnn_search.storage.database import open_database
     from dlnn_search.storage.ledger import openings
