@@ -48,6 +48,7 @@ class _Group(HelpGroup):
             raise typer.Exit(ExitCode.DONE) from None
         except Exception as error:
             if _is_typers(error):
+                _say_plainly(error)
                 raise
             debug = ctx.params.get("debug")
             if (told := _lacking(error)) is None:
@@ -107,6 +108,19 @@ def _lacking(error: Exception) -> DlnnSearchError | None:
     from dlnn_search.optuna_version import lacking_as_of
 
     return lacking_as_of(error)
+
+
+#: What typer's checks of numbers say, and what a user understands.
+PLAIN = {
+    "valid integer": "Expected a whole number, such as 3.",
+    "valid number": "Expected a number, such as 0.5.",
+}
+
+
+def _say_plainly(error: Any) -> None:
+    for said, plain in PLAIN.items():
+        if said in str(getattr(error, "message", "")):
+            error.message = plain
 
 
 def _is_typers(error: Exception) -> bool:

@@ -180,13 +180,19 @@ def stop(
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Stop all workers of a study when their trials end."""
+    """Stop all workers of a study when their trials end.
+
+    It reaches the workers on all machines. 'start' continues the search.
+    """
     reason = f"'dlnn-search stop{' --now' if now else ''}' on {socket.gethostname()}."
     _ask("stop", study, "stop_now" if now else "stop", reason, storage)
 
 
 def pause(study: StartedStudy, storage: StorageOption = None) -> None:
-    """Pause all workers of a study."""
+    """Pause all workers of a study.
+
+    They finish their current epoch and wait, on all machines. 'resume' lets them continue.
+    """
     _ask("pause", study, "pause", f"'dlnn-search pause' on {socket.gethostname()}.", storage)
 
 
@@ -215,16 +221,16 @@ def _answer(found: StudyStatus, control: str, changed: bool, where: str) -> list
     hosts = ", ".join(sorted({worker.host for worker in found.workers}))
     who = f"its {n} workers (on {hosts})" if n > 1 else f"its worker (on {hosts})"
     if n > 1:
-        does = {"stop": "finish their trials and end", "pause": "keep their epoch and wait"}
-        does |= {"stop_now": "keep their checkpoints and end", "run": "go on"}
+        does = {"stop": "finish their trials and end", "pause": "finish their epoch and wait"}
+        does |= {"stop_now": "keep their checkpoints and end", "run": "continue"}
     else:
-        does = {"stop": "finishes its trial and ends", "pause": "keeps its epoch and waits"}
-        does |= {"stop_now": "keeps its checkpoint and ends", "run": "goes on"}
+        does = {"stop": "finishes its trial and ends", "pause": "finishes its epoch and waits"}
+        does |= {"stop_now": "keeps its checkpoint and ends", "run": "continues"}
     state = {"stop": "is stopped", "stop_now": "is stopped", "pause": "is paused", "run": "runs"}
     already = "" if changed else " already"
     lines = [
         f"{name} {state[control]}{already}"
-        + (f": {who} {does[control]}." if n else "; no worker is at it.")
+        + (f": {who} {does[control]}." if n else "; it has no worker now.")
     ]
     if found.use.exhausted is not None:
         from dlnn_search.results.advice import extension
@@ -234,13 +240,13 @@ def _answer(found: StudyStatus, control: str, changed: bool, where: str) -> list
             f"Extend it: dlnn-search start {name} {extension(found.use)}{where}"
         )
     elif control in ("stop", "stop_now"):
-        lines.append(f"Go on later: dlnn-search start {name}{where}")
+        lines.append(f"Continue later: dlnn-search start {name}{where}")
     elif control == "pause":
-        lines.append(f"Go on: dlnn-search resume {name}{where}")
+        lines.append(f"Continue: dlnn-search resume {name}{where}")
     elif not n:
         lines.append(
-            f"Start some: dlnn-search start {name} --workers 2{where}\n"
-            f"or, on any machine: dlnn-search worker {name} --storage URL"
+            f"Start workers: dlnn-search start {name} --workers 2{where}\n"
+            f"or, on another machine: dlnn-search worker {name} --storage URL"
         )
     return lines
 
@@ -263,7 +269,10 @@ def logs(
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Show what the workers wrote on this machine."""
+    """Show what the workers wrote on this machine.
+
+    It also says where the logs of workers on other machines are.
+    """
     from dlnn_search.launch.detached import find_logs, last_lines
     from dlnn_search.launch.detached import follow as follow_logs
     from dlnn_search.results.status import study_status
@@ -281,8 +290,8 @@ def logs(
             print(f"==> {entry.worker}: on {entry.host}, {place}")
         if not here and not elsewhere:
             print(
-                f"No worker of {stored.name} has left a log here. Workers that "
-                "'dlnn-search start' runs write one each; a lone 'worker' writes to its terminal."
+                f"There is no log of {stored.name} on this machine. Each worker of "
+                "'dlnn-search start' writes one; 'dlnn-search worker' writes to its terminal."
             )
         if not follow:
             return
@@ -311,11 +320,14 @@ def rename(
         _ask_first(f"Rename {' and '.join(names)} to {new_name} in {database.shown}?", yes)
         renamed = rename_study(database, stored.id, stored.name, new_name)
     print(f"Renamed: {', '.join(renamed)}.")
-    print(f"Go on: dlnn-search start {new_name}{storage_words(storage)}")
+    print(f"Continue: dlnn-search start {new_name}{storage_words(storage)}")
 
 
 def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption = None) -> None:
-    """Delete a study with its trials and checkpoints."""
+    """Delete a study with its trials and checkpoints.
+
+    Its logs and its linked studies go, too. The ledger stays.
+    """
     from dlnn_search.results.status import study_status
     from dlnn_search.storage.halves import check_idle, delete_study
 
@@ -325,12 +337,12 @@ def delete(study: StartedStudy, yes: YesOption = False, storage: StorageOption =
         also = f", and {' and '.join(name for name in names if name != stored.name)}"
         _ask_first(
             f"Delete {stored.name} with its {n_done} finished trials, their checkpoints and logs"
-            f"{also if len(names) > 1 else ''} from {database.shown}? A backup keeps it: "
-            "dlnn-search storage backup.",
+            f"{also if len(names) > 1 else ''} from {database.shown}? This cannot be undone. "
+            "'dlnn-search storage backup' keeps a copy.",
             yes,
         )
         deleted = delete_study(database, stored.id, stored.name)
-    print(f"Deleted: {', '.join(deleted)}. The ledger keeps what was tested.")
+    print(f"Deleted: {', '.join(deleted)}. The ledger still lists what was tested.")
 
 
 def _ask_first(question: str, yes: bool) -> None:
@@ -343,7 +355,7 @@ def _ask_first(question: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody can answer here: add --yes to do it.")
+        raise UsageError(f"{question} There is no terminal to answer at: add --yes.")
     if not typer.confirm(question):
         print("Nothing was changed.")
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from dlnn_search.cli.options import (
     HelpGroup,
     StorageOption,
     database_url_of,
+    open_any,
     open_known,
     storage_words,
 )
@@ -229,13 +230,13 @@ def _data(name: str, **options: Any) -> Data:
     try:
         data = resolve(Clocks(**given))
     except ValidationError as error:
-        raise UsageError(f"There are no such clocks: {explain(error)}.") from error
+        raise UsageError(f"These clocks cannot be rendered: {explain(error)}.") from error
     assert isinstance(data, Clocks)
     drawn = {option: given[option] for option in given if option not in ("source", "image_size")}
     if data.source == "course" and drawn:
         raise UsageError(
             f"The course's clocks take --size only, got {_flags(drawn)}. "
-            f"Add --source rendered to have clocks rendered."
+            f"Add --source rendered to render clocks."
         )
     return data
 
@@ -261,7 +262,7 @@ def info(storage: StorageOption = None) -> None:
     """Show which database is used and what it holds."""
     from dlnn_search.storage.halves import describe
 
-    with open_known("storage info", storage) as database:
+    with open_any("storage info", storage) as database:
         facts = describe(database)
         width = max(len(about) for about, _ in facts)
         for about, words in facts:
@@ -276,9 +277,9 @@ def upgrade(storage: StorageOption = None) -> None:
     url = database_url_of(storage)
     before, now = upgrade_database(url)
     if before == now:
-        print(f"{shown(url)} has version {now} of our tables already.")
+        print(f"{shown(url)} is up to date: its tables have version {now}.")
     else:
-        print(f"Upgraded {shown(url)} from version {before} to {now} of our tables.")
+        print(f"Upgraded the tables of {shown(url)} from version {before} to {now}.")
 
 
 @storage_app.command("backup", cls=HelpCommand)
@@ -337,11 +338,13 @@ def restore(
         copied = run(database, file, new_name=new_name, only=study)
         shown = database.shown
     _print_copied(copied)
-    print(f"Restored into {shown}. Go on: dlnn-search start STUDY{storage_words(storage)}")
+    print(f"Restored into {shown}.")
+    for each in copied[:1]:  # a backup may hold the ledger alone
+        print(f"Continue: dlnn-search start {each.name}{storage_words(storage)}")
     if new_name is not None:
         print(
-            f"A study file named {new_name.replace('-', '_')}.py with the same contents goes on "
-            f"with '{new_name}'."
+            f"To continue '{new_name}', copy the study's file to "
+            f"{new_name.replace('-', '_')}.py and start that."
         )
 
 
@@ -373,8 +376,8 @@ def migrate_from(
             shown = target.shown
         _print_copied(copied)
         print(
-            f"Moved to {shown}, and read again there: all rows are equal. What {origin.shown} "
-            "holds of it stays to look at, and is not searched on."
+            f"Moved to {shown} and compared there: all rows are equal. {origin.shown} keeps its "
+            "copy to look at, but does not continue it."
         )
 
 
@@ -410,6 +413,6 @@ def _print_copied(copied: Sequence[Copied]) -> None:
         words = f"{study.name}: {words_of(study.counts)}, {study.n_checkpoints} checkpoints"
         if study.n_unreachable:
             words += (
-                f"; {study.n_unreachable} checkpoints are not within reach: such trials start over"
+                f"; {study.n_unreachable} checkpoints cannot be reached: these trials start over"
             )
         print(words)

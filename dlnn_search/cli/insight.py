@@ -62,14 +62,14 @@ def regions(
     print_narrowing(make_console(), narrowing)
     if not narrowing.regions:
         print(
-            "No stage but the first has begun, or another sampler than coarse-to-fine draws "
-            "the trials: the whole space is open."
+            "The search still draws from the whole space: only the first stage has begun, or the "
+            "sampler is not coarse-to-fine."
         )
     if output is not None:
         title = f"How the space of {study} narrowed"
         picture = Picture(title, region_figures(narrowing), REGIONS_NOTE)
         write_page(output, page_of(title, [picture]))
-        print(f"\nDrawn in {output}")
+        print(f"\nWrote {output}")
 
 
 def lr_range(
@@ -145,7 +145,10 @@ def confirm(
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train the best trials again with fresh seeds."""
+    """Train the best trials again with fresh seeds.
+
+    The mean over the seeds ranks them. The winner is what 'export' writes.
+    """
     from dlnn_search.commands.confirm import plan_confirmation
     from dlnn_search.report.evaluation import confirmation_figure
 
@@ -244,7 +247,7 @@ def _train(planned: Planned, n_workers: int, code: str | None, url: str, where: 
     arguments = [name, *(["--study", code] if code else [])]
     if n_workers == 0:
         print(
-            f"{planned.n_new} trainings were added to {name}. Any worker takes them:\n"
+            f"{planned.n_new} trials were added to {name}. Train them on any machine:\n"
             f"  dlnn-search worker {shlex.join(arguments)}{where}"
         )
         return True
@@ -273,7 +276,7 @@ def _show_in_dashboard(url: str, figures: Iterable[tuple[str, Any, str]]) -> boo
             for study, figure, figure_id in figures:
                 put_into_dashboard(database, study, figure, figure_id)
     except StorageError as error:  # someone who may only read has the printed answer
-        print(f"Not put into the dashboard: {error}", file=sys.stderr)
+        print(f"The figures are not in the dashboard: {error}", file=sys.stderr)
         return False
     return True
 
@@ -324,7 +327,7 @@ def compare(
         write_page(output, page_of(f"Comparison: {title}", pictures))
         print(f"\nWrote {output}")
     if is_shown:
-        print("The curves are in the dashboard, on each study's page.")
+        print("The dashboard shows the curves on each study's page.")
 
 
 def plots(

@@ -17,7 +17,7 @@ from dlnn_search.cli.options import (
     StudyOfConfigOption,
     database_url_of,
     make_console,
-    open_known,
+    open_any,
     open_study,
     storage_words,
 )
@@ -139,7 +139,10 @@ def export(
     code: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write the best config or its model to a file."""
+    """Write the best config or its model to a file.
+
+    After 'confirm' it is the confirmed winner, before that the search's own best trial.
+    """
     if output is None and model is None:
         raise UsageError(
             "Expected something to write: the config with -o best.json, the trained model with "
@@ -227,7 +230,10 @@ def evaluate(
     study: StudyOfConfigOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train a config anew and test it once, on record."""
+    """Train a config anew and test it once, on record.
+
+    The ledger records that the test split was opened.
+    """
     from dlnn_search.config import title_of
     from dlnn_search.storage.database import open_database
     from dlnn_search.storage.ledger import openings
@@ -313,7 +319,7 @@ def ledger(storage: StorageOption = None) -> None:
     from dlnn_search.report.tables import ledger_table
     from dlnn_search.storage.ledger import openings
 
-    with open_known("ledger", storage) as database:
+    with open_any("ledger", storage) as database:
         opened = openings(database)
         if not opened:
             print("No test split was opened yet.")

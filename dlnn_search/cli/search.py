@@ -261,7 +261,10 @@ def start(
     storage: StorageOption = None,
     in_background: Annotated[bool, typer.Option("--in-background", hidden=True)] = False,
 ) -> None:
-    """Start or continue a search on this machine."""
+    """Start or continue a search on this machine.
+
+    Press Ctrl-C to stop: all progress is kept, and the same command continues.
+    """
     from dlnn_search.commands.confirm import find_study
     from dlnn_search.commands.start import Detached, Wishes, start_detached
     from dlnn_search.commands.start import start as run

@@ -24,6 +24,7 @@ from dlnn_search.results.status import ListedTrial, Listing, StudyStatus
 from dlnn_search.samplers.observations import Numeric
 from dlnn_search.storage.budget import time_words
 from dlnn_search.storage.control import in_short
+from dlnn_search.storage.halves import is_linked_name, parent_and_kind
 from dlnn_search.storage.ledger import Opening
 from dlnn_search.storage.studies import StoredStudy
 from dlnn_search.storage.trials import Point, Trial
@@ -183,7 +184,16 @@ def print_best(
                 for name, value in sorted(best.metrics.items())
             )
         )
-    say(console, f"\nExport it: dlnn-search export {study.name} -o best.json{storage}")
+    if is_linked_name(study.name):
+        parent, _ = parent_and_kind(study.name)
+        say(console, f"\nExport the winner: dlnn-search export {parent} -o best.json{storage}")
+    else:
+        say(
+            console,
+            "\nNext, let fresh seeds choose:\n"
+            f"  dlnn-search confirm {study.name}{storage}\n"
+            f"  dlnn-search export {study.name} -o best.json{storage}",
+        )
 
 
 def print_ready(console: Console, status: StudyStatus, join: str, storage: str) -> None:
@@ -198,7 +208,7 @@ def print_ready(console: Console, status: StudyStatus, join: str, storage: str) 
     say(
         console,
         f"{status.name} is ready: {status.n_done} of {status.budget} trials are done. "
-        f"Workers join, from any machine, by:\n  {join}{storage}",
+        f"Join it from any machine:\n  {join}{storage}",
     )
 
 
@@ -231,17 +241,17 @@ def print_end(
     elif status.control == "stop" and reason.startswith(CONVERGED):
         words = (
             f"{reason}\n{done} are done, {status.budget - status.n_done} were not needed. "
-            f"Search on all the same with:\n  {again} --no-stop-when-converged{storage}"
+            f"Search on anyway with:\n  {again} --no-stop-when-converged{storage}"
         )
     elif reason in (USED_UP, REFUSES_ALL):
-        words = f"{reason}\n{done} are done; the rest of the budget is untouched."
+        words = f"{reason}\n{done} are done; the rest of the budget is not used."
     elif limit is not None:
         words = (
-            f"The budget is {status.use.exhausted}. What was begun is kept. Extend it:\n"
+            f"The budget is {status.use.exhausted}. All progress is kept. Extend it:\n"
             f"  {again} {extension(status.use)}{storage}"
         )
     else:
-        words = f"Stopped after {done}; what was begun is kept. Go on with:\n  {again}{storage}"
+        words = f"Stopped after {done}; all progress is kept. Continue with:\n  {again}{storage}"
         if status.control != "run" and reason:
             words += f"\nAsked for by {in_short(reason)}"
     say(console, words)
@@ -249,7 +259,7 @@ def print_end(
     if best is None or best.value is None:
         if status.n_done:
             look = f"dlnn-search trials {status.name}{storage}"
-            say(console, f"No trial came to its end. See why: {look}")
+            say(console, f"No trial is complete. See why: {look}")
         if status.is_fruitless:
             say(console, mend_words(status, f"{again} --fresh{storage}"))
     elif not is_linked:
@@ -288,12 +298,12 @@ def print_detached(
     shared = " on this machine; its workers share what this start added to the budget"
     say(
         console,
-        f"{study} is searched in the background{' already' * already}, by process {pid}"
+        f"{study} runs in the background{' already' * already}, as process {pid}"
         f"{shared * already}.\n"
         f"Log:   {log}\n"
         f"Watch: dlnn-search status {study} --watch{storage}\n"
         f"       dlnn-search logs {study} --follow{storage}\n"
-        f"Stop:  dlnn-search stop {study}{storage}   (--now keeps checkpoints and ends at once)",
+        f"Stop:  dlnn-search stop {study}{storage}   (--now: at once, progress is kept)",
     )
 
 

@@ -29,7 +29,7 @@ def assert_released(place: Place) -> None:
 
 def assert_tells_how_to_go_on(start: Running, study: str, n_trials: int) -> None:
     said = start.said()
-    assert f"Stopped after 0 of {n_trials} trials; what was begun is kept. Go on with:" in said
+    assert f"Stopped after 0 of {n_trials} trials; all progress is kept. Continue with:" in said
     assert f"dlnn-search start {study} --workers 2\n" in said
     assert "Traceback" not in said
 
@@ -114,7 +114,7 @@ def test_a_timeout_ends_the_search_and_keeps_its_trials(place: Place) -> None:
     assert done.code == EXIT_INTERRUPTED, done.both
     assert time.monotonic() - began >= 5
     assert "The --timeout is reached. Workers finish and save their current epoch." in done.out
-    assert "Go on with:\n  dlnn-search start tiny.py --workers 2\n" in done.out
+    assert "Continue with:\n  dlnn-search start tiny.py --workers 2\n" in done.out
     assert len(place.slot_states()) == 200 and set(place.slot_states()) == {"done", "open"}
     assert place.rows("SELECT * FROM dlnn_slots")[:1] == before
 

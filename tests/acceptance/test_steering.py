@@ -52,7 +52,7 @@ def test_a_search_in_the_background_is_paused_resumed_and_stopped(place: Place) 
         assert set(place.slot_states()) <= {"open", "done"}
         assert "Trial 0 begins." in place.succeed("logs", "tiny")
         resumed = place.succeed("resume", "tiny")
-        assert "no worker is at it" in resumed and "dlnn-search start tiny" in resumed
+        assert "it has no worker now" in resumed and "dlnn-search start tiny" in resumed
     finally:
         if is_alive(pid):
             os.kill(pid, signal.SIGTERM)

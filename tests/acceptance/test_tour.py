@@ -57,7 +57,7 @@ def test_best_shows_the_lowest_value_and_how_to_go_on(searched: Place) -> None:
         "SELECT value, trial_number FROM dlnn_slots ORDER BY value, trial_number LIMIT 1"
     )
     assert f"trial {number}, common sense error {value:.2f} min on validation" in shown
-    assert "dlnn-search export tiny -o best.json" in shown
+    assert "dlnn-search confirm tiny\n  dlnn-search export tiny -o best.json" in shown
 
 
 def test_studies_tells_what_was_searched_here(searched: Place, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_a_help_page_is_whole_and_plain_at_any_width(path: tuple[str, ...], colu
     ).replace("PICTURE...", "")
     docs = re.compile(r"Documentation: \S+")  # a path is not broken
     assert all(len(line) <= columns for line in said.splitlines() if not docs.search(line))
+    assert in_one_line(ALL[path].help) in words
     for parameter in ALL[path].params:
         if not getattr(parameter, "hidden", False):
             assert in_one_line(parameter.help) in words
@@ -90,7 +91,7 @@ def test_the_commands_stand_in_five_panels_each_in_one_line_at_80_columns() -> N
         if title in PANELS
         for line in lines.splitlines()
     )
-    assert listed == {" ".join(path): each.help for path, each in LEAVES.items()}
+    assert listed == {" ".join(path): each.help.split("\n")[0] for path, each in LEAVES.items()}
 
 
 def test_a_default_is_told_in_a_sentence() -> None:
