@@ -330,8 +330,8 @@ def _run(
     if is_bug(status):
         raise StudyError(
             f"The study '{stored.name}' was stopped since its trials failed by a bug, the last one "
-            f"with: {in_short(status.control_reason or '').rstrip('.')}. {mend_words(status)}",
-            details=(status.control_reason or "").strip(),
+            f"with: {in_short(status.control_reason or '').rstrip('.')}. 'dlnn-search logs "
+            f"{stored.name}' shows the traceback. {mend_words(status)}"
         )
     return Ended(status, by_itself)
 

@@ -30,7 +30,7 @@ from dlnn_search.results.status import study_status
 from dlnn_search.storage.control import set_control
 from dlnn_search.storage.database import Database, open_database
 from dlnn_search.storage.ledger import LedgerEntry
-from dlnn_search.storage.slots import Slots
+from dlnn_search.storage.slots import Outcome, Slots
 from dlnn_search.storage.studies import find
 from dlnn_search.study.finding import load_study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
@@ -179,7 +179,7 @@ class Folder:
     def database(self) -> Database:
         return open_database(URL, create=False)
 
-    def end(self, *outcomes: str, file: str = "mine.py") -> None:
+    def end(self, *outcomes: Outcome, file: str = "mine.py") -> None:
         """Bring trials of the study to an end, as workers do."""
         study = load_study(file)
         with self.database() as database:
@@ -297,7 +297,7 @@ def test_where_nothing_is_complete_the_search_goes_on(folder: Folder, command: s
 def test_where_all_failed_the_study_is_to_be_fixed_and_started_anew(
     folder: Folder, command: str
 ) -> None:
-    folder.end(*["failed"] * 4)
+    folder.end("failed", "failed", "failed", "failed")
     said = folder.run(*command.split(), ok=False)
     assert follow(folder, said, only="validate") == ""
     edited = FILE.replace("2, 64", "2, 32")
@@ -416,19 +416,18 @@ def test_a_study_that_another_program_deleted_is_deleted_wholly(folder: Folder) 
     assert "has no study 'mine'" in folder.run("status", "mine", ok=False)
 
 
-def test_a_study_that_another_program_renamed_is_renamed_wholly(folder: Folder) -> None:
-    behind_our_back(
-        lambda db: (
-            optuna.copy_study(
-                from_study_name="mine",
-                from_storage=db.optuna,
-                to_storage=db.optuna,
-                to_study_name="copy",
-            ),
-            optuna.delete_study(study_name="mine", storage=db.optuna),
-        ),
-        folder,
+def renamed_in_optuna_alone(database: Database) -> None:
+    optuna.copy_study(
+        from_study_name="mine",
+        from_storage=database.optuna,
+        to_storage=database.optuna,
+        to_study_name="copy",
     )
+    optuna.delete_study(study_name="mine", storage=database.optuna)
+
+
+def test_a_study_that_another_program_renamed_is_renamed_wholly(folder: Folder) -> None:
+    behind_our_back(renamed_in_optuna_alone, folder)
     said = " ".join(folder.run("status", "mine").split())
     assert "Renamed: copy" in follow(folder, said, only="rename")
     folder.run("trials", "copy", ok=True)
