@@ -380,8 +380,8 @@ def _run(
     if is_bug(status):
         raise StudyError(
             f"The study '{stored.name}' was stopped because its trials failed with a bug. The last "
-            f"error: {in_short(status.control_reason or '').rstrip('.')}. {mend_words(status)}",
-            details=(status.control_reason or "").strip(),
+            f"error: {in_short(status.control_reason or '').rstrip('.')}. 'dlnn-search logs "
+            f"{stored.name}' shows the traceback. {mend_words(status)}"
         )
     return Ended(status, by_itself, supervisor.timed_out)
 

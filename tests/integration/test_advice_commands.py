@@ -416,17 +416,18 @@ def test_a_study_that_another_program_deleted_is_deleted_wholly(folder: Folder) 
     assert "has no study 'mine'" in folder.run("status", "mine", ok=False)
 
 
-def test_a_study_that_another_program_renamed_is_renamed_wholly(folder: Folder) -> None:
-    def rename(database: Database) -> None:
-        optuna.copy_study(
-            from_study_name="mine",
-            from_storage=database.optuna,
-            to_storage=database.optuna,
-            to_study_name="copy",
-        )
-        optuna.delete_study(study_name="mine", storage=database.optuna)
+def renamed_in_optuna_alone(database: Database) -> None:
+    optuna.copy_study(
+        from_study_name="mine",
+        from_storage=database.optuna,
+        to_storage=database.optuna,
+        to_study_name="copy",
+    )
+    optuna.delete_study(study_name="mine", storage=database.optuna)
 
-    behind_our_back(rename, folder)
+
+def test_a_study_that_another_program_renamed_is_renamed_wholly(folder: Folder) -> None:
+    behind_our_back(renamed_in_optuna_alone, folder)
     said = " ".join(folder.run("status", "mine").split())
     assert "Renamed: copy" in follow(folder, said, only="rename")
     folder.run("trials", "copy", ok=True)

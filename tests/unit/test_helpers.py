@@ -166,7 +166,7 @@ def test_a_helper_that_was_edited_is_named(tmp_path: Path, sqlite_database: Data
         join(sqlite_database, edited.name, edited.definition())
     said = str(caught.value)
     assert "\n-helper nets/sizes.py = " in said and "\n+helper nets/sizes.py = " in said
-    assert "  -UNITS = 17\n  +UNITS = 18" in said
+    assert "\n-UNITS = 17\n+UNITS = 18" in said
 
 
 def test_what_is_wrong_with_a_helper_is_told_with_its_file_and_line(tmp_path: Path) -> None:
