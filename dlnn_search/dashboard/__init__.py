@@ -121,10 +121,10 @@ def check_may_serve(serving: Serving) -> None:
     if serving.passwords is not None or is_local(serving.host):
         return
     raise UsageError(
-        f"--host {serving.host} can be reached from other machines: expected a log-in, got no "
-        "password. Put one into a file and name it: DLNN_SEARCH_DASHBOARD_PASSWORD_FILE for those "
-        "who may change trials, DLNN_SEARCH_VIEWER_PASSWORD_FILE for those who may only look. "
-        "Or stay at 127.0.0.1 and reach it by 'ssh -L 8080:127.0.0.1:8080 THIS_MACHINE'."
+        f"Other machines can reach --host {serving.host}: expected a password, got none. Write one "
+        "into a file and set DLNN_SEARCH_DASHBOARD_PASSWORD_FILE to its name (for those who may "
+        "change trials) or DLNN_SEARCH_VIEWER_PASSWORD_FILE (for those who may only look). "
+        "Or leave out --host and connect with 'ssh -L 8080:127.0.0.1:8080 THIS_MACHINE'."
     )
 
 
@@ -382,6 +382,6 @@ def _listen(host: str, port: int) -> socket.socket:
             ) from error
         raise UsageError(
             f"Cannot listen on {host}, port {port}: {error.strerror or error}. "
-            "Choose another with --host or --port."
+            "Choose another address with --host or --port."
         ) from error
     return listener

@@ -274,7 +274,7 @@ def _add_log_in(app: Flask, forms: CSRFProtect, sessions: _Sessions, passwords: 
         forms.protect()
         role = passwords.role_of(request.form.get("password", ""))
         if role is None:
-            return shown("That password is not right.", 401)
+            return shown("This password is not right.", 401)
         session.clear()  # nothing of before the log-in lives on in it
         session.permanent = True
         session["token"] = sessions.begin(role)

@@ -1,4 +1,4 @@
-"""What `evaluate` and `crossvalidate` print, and pictures of what a model got wrong."""
+"""What `confirm`, `evaluate` and `crossvalidate` print, and their pictures."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def print_crossvalidation(console: Console, config: Config, validated: Sequence[
     console.print("\nOn the folds:")
     _print_spreads(console, metric, [one.metrics for one in validated], "fold")
     console.print(
-        "Each fold chose its own best epoch, so these are a little too good; the test split "
-        "stayed closed."
+        "Each fold chose its own best epoch, so these values are a little too good. The test "
+        "split was not opened."
     )
 
 
@@ -232,14 +232,14 @@ def search_words(origin: Origin) -> str:
     best = metric_value(origin.metric, origin.value)
     if origin.confirmed_mean is None:
         return (
-            f"The search's own figure was {best}, chosen on validation: expect it to be a little "
-            "too good."
+            f"In the search it had {best} on validation. That value is a little too good, because "
+            "the search chose the trial by it."
         )
     mean = metric_value(origin.metric, origin.confirmed_mean)
     seeds = count_words(origin.confirmed_seeds or 0, "seed")
     return (
-        f"The search's own figure was {best}; {seeds} trained "
-        f"afresh came to {mean} on average, on validation."
+        f"In the search it had {best} on validation; {seeds} trained afresh have a mean of "
+        f"{mean} there."
     )
 
 
@@ -337,31 +337,31 @@ def _row(study: StoredStudy, one: Candidate) -> list[str]:
 def _conclusions(study: StoredStudy, result: Confirmation) -> list[str]:
     lines = []
     if result.n_left:
-        lines.append(f"{result.n_left} trainings are left; the ranks are provisional.")
+        lines.append(f"{count_words(result.n_left, 'training')} to go: the ranks may change.")
     if result.curse is not None:
         size = f"{abs(result.curse):.2g}{' min' if study.metric in IN_MINUTES else ''}"
         word = "better" if result.curse > 0 else "worse"
         lines.append(
-            f"The search showed these {len(result.candidates)} trials {size} {word} than they "
-            "are, on average" + (" (the winner's curse)." if result.curse > 0 else ".")
+            f"On average, the search showed these {len(result.candidates)} trials {size} {word} "
+            "than they are" + (" (the winner's curse)." if result.curse > 0 else ".")
         )
     winner = result.winner
     if winner is None:
         return lines
     first = next(one for one in result.candidates if one.search_rank == 1)
     if first is winner:
-        lines.append(f"Trial {winner.trial} stays the best.")
+        lines.append(f"Trial {winner.trial} is still the best.")
     else:
         lines.append(
-            f"Trial {winner.trial} is the best now; the search's winner, trial {first.trial}, "
-            f"comes out at rank {first.rank}."
+            f"Trial {winner.trial} is the best now. The best of the search, trial {first.trial}, "
+            f"has rank {first.rank}."
         )
     rivals = [one.trial for one in result.ranked[1:] if not winner.differs_from(one)]
     if rivals:
         names = ", ".join(map(str, rivals))
         lines.append(
-            f"Not told apart from it, seed by seed: trial{'s' if len(rivals) > 1 else ''} {names}. "
-            "More --seeds may do so."
+            f"These seeds cannot tell it from trial{'s' if len(rivals) > 1 else ''} {names}. "
+            "More --seeds may."
         )
     return lines
 
@@ -445,6 +445,7 @@ def print_retuning(console: Console, study: StoredStudy, rates: list[Rate], stor
     if best is not None and not best.is_own:
         say(
             console,
-            "\nOne seed each: let fresh seeds decide between the search's trials and these.\n"
+            "\nEach rate was trained with one seed. Fresh seeds decide between these and the "
+            "search's trials:\n"
             f"  dlnn-search confirm {study.name}{storage}",
         )

@@ -79,7 +79,11 @@ def test_a_browser_shows_the_studys_learning_curves(
     study_id = get(f"{address}/api/studies")["study_summaries"][0]["study_id"]
     study_of(address)
     browser.get(f"{address}/dashboard/")
-    wait_for("the list of studies", lambda: "tiny" in text_of(browser))
+    wait_for("the study's state", lambda: "State: done" in text_of(browser, ".dlnn-state"))
+    lines = text_of(browser, ".dlnn-state").split("\n")
+    assert lines[0] == "Metric: common sense error (min), lower is better"
+    assert re.fullmatch(r"Best: \d+\.\d\d min \(trial [0-3]\)", lines[1])
+    assert lines[2] == "Budget: 4 of 4 trials"
     picture("studies")
     browser.get(f"{address}/dashboard/studies/{study_id}")
     wait_for("the curves", lambda: "Learning curves of tiny" in text_of(browser, ".gtitle"))

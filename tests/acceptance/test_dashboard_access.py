@@ -20,9 +20,11 @@ from dlnn_search.storage.database import open_database
 
 from .command_line import Place, Running, wait_for
 from .test_dashboard import text_of
+from .test_pages import window
 
 EDITOR, VIEWER = "the editors' word 1", "the viewers' word 2"
 ADDRESS = re.compile(r"http://[\d.]+:\d+/")
+FITS = "return document.documentElement.scrollWidth <= innerWidth"
 WRITING_METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "FOO")
 
 
@@ -396,6 +398,18 @@ def test_a_browser_logs_in_looks_round_and_logs_out(
         assert "Viewer: read-only" in bar.text
         wait_for("the curves", lambda: "Learning curves of tiny" in text_of(browser, ".gtitle"))
         picture("viewer")
+        browser.get(f"http://{address}/dashboard")
+        wait_for("the study's state", lambda: "State: done" in text_of(browser, ".dlnn-state"))
+        buttons = browser.find_elements("css selector", "button")
+        shown = {button.accessible_name for button in buttons if button.is_displayed()}
+        assert {"Reload", "Log out"} <= shown
+        assert not {"Create", "rename study", "delete study"} & shown
+        with window(browser, 400):
+            wait_for("the narrow page", lambda: browser.execute_script(FITS))
+            browser.get(f"http://{address}/dashboard/studies/1")
+            wait_for("the curves", lambda: "Learning curves of tiny" in text_of(browser, ".gtitle"))
+            assert browser.execute_script(FITS)
+        bar = browser.find_element("css selector", "form[action='/log-out']")
         severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
         assert all("401" in entry["message"] for entry in severe), severe  # the refusal above
         bar.find_element("css selector", "button").click()
