@@ -33,9 +33,9 @@ def test_a_search_in_the_background_is_paused_resumed_and_stopped(place: Place) 
     )
     pid = supervisor(place)
     try:
-        assert f"by process {pid}" in told and "dlnn-search stop tiny" in told
+        assert f"as process {pid}" in told and "dlnn-search stop tiny" in told
         again = place.succeed("start", study, "--workers", 1, "--trials", 40, "--detach")
-        assert f"already, by process {pid}" in again
+        assert f"already, as process {pid}" in again
         wait_for("an epoch", place.curves)
         assert "its worker (on " in place.succeed("pause", "tiny")
         wait_for("the pause", lambda: states(place) == {"paused"})
