@@ -176,8 +176,9 @@ def serve(
         else:
             threading.Thread(target=paint, args=(editor, ended), daemon=True).start()
         shown = f"[{serving.host}]" if ":" in serving.host else serving.host
-        ready(f"http://{shown}:{listener.getsockname()[1]}/")
-        server.run()
+        with suppress(KeyboardInterrupt):  # the usual end, also before the server waits for it
+            ready(f"http://{shown}:{listener.getsockname()[1]}/")
+            server.run()
     finally:
         ended.set()
         listener.close()

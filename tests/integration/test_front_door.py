@@ -189,7 +189,7 @@ def test_the_dashboard_opens_in_the_browser_when_it_answers(sqlite_database: Dat
         BROWSER=f"{sys.executable} fetch.py %s",
         DLNN_SEARCH_DASHBOARD_PASSWORD="a-long-password",
     )
-    assert code == 0 and not err
+    assert code == 0 and not err, err
     address, page = Path("page").read_text().split("\n", 1)
     assert address.startswith("http://127.0.0.1:") and 'type="password"' in page
     assert f"The dashboard is at {address.replace('127.0.0.1', '0.0.0.0')} " in out
@@ -203,5 +203,5 @@ def test_where_no_browser_is_found_the_address_to_open_is_told(sqlite_database: 
         until=lambda: told in (Path("err").read_text() if Path("err").exists() else ""),
         PATH="",
     )
-    assert code == 0 and told in err
+    assert code == 0 and told in err, err
     assert "The dashboard is at http://127.0.0.1:" in out

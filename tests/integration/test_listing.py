@@ -217,7 +217,7 @@ def test_a_study_of_another_database_is_found_by_the_command_that_is_named(
         said = run(command, "some-study")
         assert said.code == 5 and said.err.count("\n") == 1
         _, found, named = said.err.partition("Another database that you used has it: ")
-        assert found and "Begin" in said.err
+        assert found and "Start a search" in said.err
         program, *arguments = shlex.split(named)
         assert program == "dlnn-search" and arguments[:2] == [command, "some-study"]
         assert run(*arguments).code == 0
