@@ -251,7 +251,7 @@ class Supervisor:
         self._note("gave_up", words, place.worker)
         left = sum(not other.done for other in self._places)
         if left:
-            self.say(f"{words}. It is not replaced; {left} others go on.")
+            self.say(f"{words}. Its place stays empty; {left} others go on.")
 
     def _tell_failure(self) -> None:
         """Fail where every place was given up: nobody works any more."""
