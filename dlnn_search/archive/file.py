@@ -384,6 +384,6 @@ class BackupReader:
 
     def _damaged(self, why: object) -> StorageError:
         return StorageError(
-            f"The backup '{self._path}' is damaged, or is none of dlnn-search: {str(why)[:300]}. "
+            f"The backup '{self._path}' is damaged, or no backup of dlnn-search: {str(why)[:300]}. "
             "Nothing was written. Restore another backup."
         )

@@ -409,7 +409,7 @@ def _print_good(console: Console, study: Study, good: Sequence[Checked]) -> None
         f"{count_words(len(good), 'config')} work{'s' if len(good) == 1 else ''}: "
         f"{min(sizes):,} to {max(sizes):,} parameters, up to {memory:,.0f} MB of memory besides "
         "TensorFlow's own.",
-        f"A trial takes {duration(seconds[0])} to {duration(seconds[-1])} on this machine. "
+        f"On this machine a trial takes {duration(seconds[0])} to {duration(seconds[-1])}. "
         f"{count_words(study.trials, 'trial')} take one worker about "
         f"{duration(middle * study.trials)}, if none is pruned.",
     ):

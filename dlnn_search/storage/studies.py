@@ -164,13 +164,28 @@ def _redefined(database: Database, study: StoredStudy, definition: dict[str, Any
     return replace(study, definition=definition)
 
 
-def join(database: Database, name: str, definition: dict[str, Any]) -> StoredStudy:
+def join(
+    database: Database, name: str, definition: dict[str, Any], *, start_as: str | None = None
+) -> StoredStudy:
     """Return a study that was started already, for a worker that brings its own copy of it.
+
+    Args:
+        database: Where.
+        name: The study's.
+        definition: As it is here.
+        start_as: What `start` is told to begin it; None: its name.
 
     Raises:
         UsageError: If no study of that name was started.
         StudyError: If the copy differs, with what differs.
     """
+    known = all_studies(database)
+    check_not_renamed(name, known)
+    if all(study.name != name for study in known):
+        raise UsageError(
+            f"The database {database.shown} has no study '{name}' yet. Start it with "
+            f"'dlnn-search start {start_as or name}'."
+        )
     stored = find(database, name)
     differences = _differences(stored.definition, definition)
     if differences:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import asdict
 
 from dlnn_search.config import OwnData
@@ -31,7 +32,7 @@ from dlnn_search.storage.studies import (
 )
 from dlnn_search.storage.trials import curve_of_slot, values_of
 from dlnn_search.study import Study
-from dlnn_search.study.finding import earlier_version, register
+from dlnn_search.study.finding import earlier_version, is_built_in, register
 from dlnn_search.worker.first_trials import example_config
 
 
@@ -61,7 +62,12 @@ def join_study(study: Study, database: Database) -> StoredStudy:
         StudyError: If the copy, or this machine's pictures, differ: with what differs.
         DataError: If this machine cannot have the pictures.
     """
-    stored = database.retrying(lambda: join(database, study.name, study.definition()))
+    start_as = None
+    if study.file and not is_built_in(study.name):  # a name alone means nothing before the start
+        start_as = shlex.quote(study.file) + " --quick" * study.name.endswith("-quick")
+    stored = database.retrying(
+        lambda: join(database, study.name, study.definition(), start_as=start_as)
+    )
     check_pictures(study, database, stored)
     return stored
 

@@ -24,6 +24,7 @@ from dlnn_search.cli.options import make_console
 from dlnn_search.commands.confirm import find_study
 from dlnn_search.commands.trying import draws_of
 from dlnn_search.config import read_config
+from dlnn_search.errors import UsageError
 from dlnn_search.pruners import CONVERGED
 from dlnn_search.report.tables import print_end
 from dlnn_search.results.status import study_status
@@ -33,6 +34,7 @@ from dlnn_search.storage.ledger import LedgerEntry
 from dlnn_search.storage.slots import Outcome, Slots
 from dlnn_search.storage.studies import find
 from dlnn_search.study.finding import load_study
+from dlnn_search.worker.joining import join_study
 from dlnn_search.worker.optuna_study import begin_trial, open_optuna_study
 from dlnn_search.worker.reports import tell
 from dlnn_search.worker.verdict import Verdict
@@ -121,7 +123,7 @@ def check_command(text: str) -> None:
 
 
 #: Words that follow the program's name where it is no command: prose, and what is filled in whole.
-NO_COMMAND = ("needs", "that", "knows", "backup")
+NO_COMMAND = ("needs", "that", "did", "backup")
 
 
 def test_every_command_that_a_text_names_exists_with_its_options() -> None:
@@ -277,6 +279,14 @@ def test_without_a_database_one_is_told_to_start(
     empty = Folder(tmp_path)
     follow(empty, empty.run(*command.split(), ok=False), STUDY="mine.py")
     assert "There is no database" not in empty.run(*command.split())
+
+
+def test_a_worker_of_a_study_that_was_not_started_leads_to_its_start(folder: Folder) -> None:
+    (folder.path / "other.py").write_text(FILE)
+    study = load_study("other.py")
+    with folder.database() as database, pytest.raises(UsageError) as told:
+        join_study(study, database)
+    assert "other is ready: 0 of 4 trials" in follow(folder, str(told.value), only="start")
 
 
 def test_an_unknown_name_leads_to_the_lists_and_not_to_a_start_of_nothing(folder: Folder) -> None:

@@ -155,7 +155,7 @@ def test_flipped_bytes_are_refused_or_change_nothing(
 def test_any_other_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other"
     path.write_bytes(content)
-    assert "damaged, or none of dlnn-search" in refused(path)
+    assert "damaged, or no backup of dlnn-search" in refused(path)
 
 
 def forge(path: Path, change: Callable[[dict[str, bytes], dict[str, Any]], None]) -> Path:
