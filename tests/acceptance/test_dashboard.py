@@ -70,7 +70,13 @@ def test_its_pages_read_trials_notes_and_learning_curves(address: str) -> None:
 
 
 def text_of(browser: Any, css: str = "body") -> str:
-    return "\n".join(found.text for found in browser.find_elements("css selector", css))
+    """Return what is read there; nothing while the page is being replaced."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    try:
+        return "\n".join(found.text for found in browser.find_elements("css selector", css))
+    except StaleElementReferenceException:
+        return ""
 
 
 def test_a_browser_shows_the_studys_learning_curves(
