@@ -154,9 +154,8 @@ def extend_budget(database: Database, study_id: int, budget: Budget) -> list[str
                 changed[column] = wanted
             else:
                 kept.append(
-                    f"The budget's {name} stays at {words(present)}, since a budget never shrinks "
-                    f"(asked for {words(wanted)}). To end the search earlier, use 'dlnn-search "
-                    "stop STUDY'."
+                    f"The budget's {name} stays at {words(present)} (asked for {words(wanted)}): "
+                    "it never shrinks. To end the search earlier, use 'dlnn-search stop STUDY'."
                 )
         if changed:
             connection.execute(studies.update().where(studies.c.id == study_id).values(**changed))

@@ -253,7 +253,7 @@ def test_a_model_whose_checkpoint_is_not_here_is_refused_and_nothing_is_written(
             path.unlink()
     refused = place.run("export", "tiny", "-o", "mine.json", "--model", "best.keras")
     assert refused.code == 5, refused.both
-    assert words in refused.err and "then dlnn-search evaluate best.json" in refused.err
+    assert words in refused.err and "and 'dlnn-search evaluate best.json'" in refused.err
     written = {"best.keras", "best.json", "mine.json"}
     assert not written & {path.name for path in place.folder.iterdir()}
 

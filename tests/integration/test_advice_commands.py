@@ -123,7 +123,7 @@ def check_command(text: str) -> None:
 
 
 #: Words that follow the program's name where it is no command: prose, and what is filled in whole.
-NO_COMMAND = ("needs", "that", "did", "backup")
+NO_COMMAND = ("needs", "that", "did", "backup", "COMMAND")
 
 
 def test_every_command_that_a_text_names_exists_with_its_options() -> None:
@@ -449,7 +449,7 @@ def test_an_export_leads_to_confirm_and_that_to_the_rest_of_it(folder: Folder) -
     assert "Not confirmed:" in said
     follow(folder, said, only="evaluate", FILE="mine.py")
     ready = follow(folder, said, only="confirm")
-    assert "trainings were added to mine-confirm" in ready
+    assert "trials were added to mine-confirm" in ready
     follow(folder, ready, only="worker")
     later = folder.run("export", "mine", "-o", "best.json", ok=True)
     assert "Not confirmed yet: " in later

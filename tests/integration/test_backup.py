@@ -278,7 +278,7 @@ class TestBackup:
             back_up(database, None, tmp_path / "none" / "b.zip")
         with pytest.raises(UsageError, match="has no study 'other'"):
             restore(database, path, only="other")
-        with pytest.raises(UsageError, match="there is none at"):
+        with pytest.raises(UsageError, match="There is no backup at"):
             restore(database, tmp_path / "none.zip")
 
 

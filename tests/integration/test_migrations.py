@@ -142,7 +142,7 @@ def test_what_waited_and_what_was_a_duplicate_in_version_2_is_so_ever_after(
 def test_who_only_looks_is_told_to_upgrade_and_changes_nothing(address: str, old: Rows) -> None:
     with pytest.raises(StorageError, match="dlnn-search storage upgrade") as caught:
         open_database(address, create=False)
-    assert "in version 1 (made by dlnn-search 0.1.0)" in str(caught.value)
+    assert "of version 1 (made by dlnn-search 0.1.0)" in str(caught.value)
     assert stored_rows(address, old) == old
     assert migrations.VERSION_TABLE not in tables(address)
 
@@ -150,7 +150,7 @@ def test_who_only_looks_is_told_to_upgrade_and_changes_nothing(address: str, old
 def test_the_command_upgrades_and_says_so(
     address: str, old: Rows, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words in ("Upgraded", "already"):
+    for words in ("Upgraded", "is up to date"):
         upgrade(address)
         assert words in capsys.readouterr().out
     open_database(address, create=False).close()

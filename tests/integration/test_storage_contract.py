@@ -268,7 +268,7 @@ class TestDefinitions:
     )
     def test_an_edited_setting_is_refused(self, database: Database, change: dict[str, Any]) -> None:
         self.register(database, a_study(), quick=False)
-        with pytest.raises(StudyError, match=r"\n  - *"):
+        with pytest.raises(StudyError, match=r"What differs[^\n]*\n-"):
             self.register(database, a_study(**change), quick=False)
 
     def test_another_sampler_leaves_trials_comparable(self, database: Database) -> None:
@@ -288,7 +288,7 @@ class TestDefinitions:
         for quick in (False, True):
             self.register(database, a_study(), quick)
         self.register(database, edited, quick=False)
-        with pytest.raises(StudyError, match=r"-epochs = 1\n *\+epochs = 2"):
+        with pytest.raises(StudyError, match=r"-epochs = 1\n\+epochs = 2"):
             self.register(database, edited, quick=True)
 
     def test_a_budget_of_any_version_may_change(self, database: Database) -> None:
@@ -321,7 +321,7 @@ class TestDefinitions:
             find(database, "wholly other")
 
     def test_a_database_without_studies_says_how_to_begin_one(self, database: Database) -> None:
-        with pytest.raises(UsageError, match="dlnn-search start some-study"):
+        with pytest.raises(UsageError, match="'dlnn-search studies' lists what can be started"):
             find(database, "some-study")
 
 

@@ -342,7 +342,7 @@ class TestVersions:
             connection.execute(schema.schema.update().values(version=version, program="7.8.9"))
         for create in (True, False):
             said = refused(database.url, create=create)
-            assert f"in version {version} (made by dlnn-search 7.8.9)" in said
+            assert f"of version {version} (made by dlnn-search 7.8.9)" in said
             assert f"expects version {SCHEMA_VERSION}" in said
             assert "Install the newer dlnn-search" in said
 
