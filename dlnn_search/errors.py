@@ -17,7 +17,7 @@ _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*|\t+")
 
 
 class ExitCode(IntEnum):
-    """What a command ends with; the README lists them for users."""
+    """What a command ends with; docs/reference.md lists them for users."""
 
     DONE = 0
     FAILED = 1
