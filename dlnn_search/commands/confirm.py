@@ -257,8 +257,7 @@ def plan_confirmation(
         raise UsageError(f"Expected 1 to {MAX_TOP} trials to confirm, got --top {top}.")
     if not 2 <= seeds <= MAX_SEEDS:
         raise UsageError(
-            f"Expected 2 to {MAX_SEEDS} seeds, since one tells nothing of the spread, "
-            f"got --seeds {seeds}."
+            f"Expected 2 to {MAX_SEEDS} seeds, got --seeds {seeds}. One seed shows no spread."
         )
     _check_searched(database, study)
     best = _best_configs(database, study, top)

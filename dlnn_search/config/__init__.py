@@ -160,7 +160,7 @@ class Config(Frozen):
             )
         if self.training.augmentation.mirror and isinstance(self.data, Clocks | Mnist):
             raise ValueError(
-                f"Mirrored, pictures of '{self.data.name}' show something else: expected "
+                f"Mirrored pictures of '{self.data.name}' show something else: expected "
                 "mirror=False."
             )
         if self.training.monitor not in (None, *DIRECTIONS):

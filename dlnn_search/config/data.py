@@ -52,7 +52,7 @@ def _bounded(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if len(text) > MAX_OPTIONS_CHARACTERS:
         raise ValueError(
             f"Expected options of at most {MAX_OPTIONS_CHARACTERS:,} characters in JSON, "
-            f"got {len(text):,}. Let them name what the code reads or computes by itself."
+            f"got {len(text):,}. Pass names, and let the code read or compute the rest."
         )
     if _holds_null(options):
         # An exported config leaves out what is None.

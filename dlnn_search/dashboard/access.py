@@ -130,8 +130,8 @@ class Passwords:
             found[role] = password
         if len(set(found.values())) < len(found):
             raise UsageError(
-                f"{EDITOR_PASSWORD} and {VIEWER_PASSWORD} hold the same password: expected two, "
-                "since the password tells viewers from editors."
+                f"{EDITOR_PASSWORD} and {VIEWER_PASSWORD} hold the same password: expected two "
+                "different ones. The password tells viewers from editors."
             )
         if not found:
             return None

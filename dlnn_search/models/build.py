@@ -251,7 +251,7 @@ def _check_outputs(model: keras.Model, what: str, input_shape: tuple[int, int, i
         raise StudyError(
             f"{what} made a model whose outputs for an image are {outputs.min():.3g} to "
             f"{outputs.max():.3g} with a sum of {sums[0]:.3g}: expected probabilities, whose sum "
-            "is 1. Let the last layer have activation='softmax'."
+            "is 1. Give the last layer activation='softmax'."
         )
 
 

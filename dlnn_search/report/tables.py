@@ -457,7 +457,7 @@ def print_comparison(console: Console, found: Sequence[Progress]) -> None:
     unfair = differences(found)
     if unfair:
         console.print(
-            f"\nMind: their {' and '.join(unfair)} differ, so the values tell of that, too.",
+            f"\nNote: their {' and '.join(unfair)} differ. This changes the values, too.",
             soft_wrap=True,
         )
 

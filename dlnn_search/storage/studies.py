@@ -142,7 +142,7 @@ def register(
     if has_trials and (fresh or (differences and not has_results)):
         kept_as = archive(database, stored.id, name)
         if kept_as is not None:
-            say(f"'{name}' begins anew. Its trials so far are kept: dlnn-search trials {kept_as}")
+            say(f"'{name}' starts again. Its trials so far are kept: dlnn-search trials {kept_as}")
         return register(database, name, definition, file=file, say=say)
     if differences:
         raise StudyError(

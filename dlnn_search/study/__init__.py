@@ -441,8 +441,8 @@ class _Storing(optuna.trial.BaseTrial):
             if not isinstance(choice, _PLAIN):
                 raise UnstorableError(
                     f"lets '{name}' choose {_short(choice)}: expected text, numbers, True, False "
-                    f"or None, since a database gives nothing else back as it was. Name the "
-                    f"choices with text and look them up: "
+                    f"or None. A database changes all other values. Name the choices with "
+                    f"text and look them up: "
                     f"OPTIONS[trial.suggest_categorical('{name}', list(OPTIONS))] with "
                     f"OPTIONS = {{'a': {_short(choice)}, ...}}."
                 )
@@ -483,8 +483,8 @@ def _storable(key: str, value: Any) -> Any:
         return {name: _storable(key, each) for name, each in value.items()}
     raise UnstorableError(
         f"sets the user attribute '{key}' to {_short(value)}: expected text, numbers, True, False, "
-        "None, or lists and dictionaries (with text for keys) of them, since a database gives "
-        "nothing else back as it was. Make a list of a tuple or an array, and text of the rest."
+        "None, or lists and dictionaries (with text for keys) of them. A database changes all "
+        "other values. Convert tuples and arrays to lists, and the rest to text."
     )
 
 

@@ -30,7 +30,7 @@ def test_a_bug_in_the_first_trial_is_told_with_its_line_and_mended_at_no_cost(
     assert "RUNNING" not in place.trial_states() and "FAIL" not in place.trial_states()
     edit(place, "[][trial.number]", "pass")
     said = place.succeed("start", study, "--workers", 2, "--trials", 3)
-    assert "'tiny' begins anew. Its trials so far are kept: dlnn-search trials tiny-old-1" in said
+    assert "'tiny' starts again. Its trials so far are kept: dlnn-search trials tiny-old-1" in said
     assert "All 3 trials of tiny are done: 3 complete" in said
     assert place.rows(
         "SELECT count(*) FROM trials JOIN studies USING (study_id) WHERE study_name = 'tiny'"

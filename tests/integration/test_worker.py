@@ -428,7 +428,7 @@ def test_a_bug_in_the_first_trial_ends_the_search_at_once_and_costs_nothing(
     again = register(begun.database, "broken", mended.definition(), fresh=False, say=said_so.append)
     assert again.id != begun.id
     assert said_so == [
-        "'broken' begins anew. Its trials so far are kept: dlnn-search trials broken-old-1"
+        "'broken' starts again. Its trials so far are kept: dlnn-search trials broken-old-1"
     ]
     mended_study = Begun(begun.database, mended, n_slots=3)
     assert mended_study.work("mended") == ExitCode.DONE
