@@ -128,8 +128,8 @@ def test_an_edited_study_of_which_every_trial_failed_begins_anew(database: Datab
     old = ended(database, "failed", "failed")
     said: list[str] = []
     new = register(database, "mine", OTHER, say=said.append)
-    kept = "dlnn-search trials mine-old-1"
-    assert said == [f"'mine' starts again. Its trials so far are kept: {kept}"]
+    old_ones = "dlnn-search trials mine-old-1"
+    assert said == [f"'mine' starts again. Its trials so far are kept: {old_ones}"]
     assert new.id != old.id and new.definition == OTHER
     assert Slots(database, new.id).all_done(), "it has no slot yet"
     kept = find(database, "mine-old-1")
