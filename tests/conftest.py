@@ -21,6 +21,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 import sqlalchemy as sa
 
+from dlnn_search import secret
+from dlnn_search.machine import usable_cores
 from dlnn_search.optuna_version import SWITCH
 from dlnn_search.storage.database import Database, open_database
 
@@ -76,8 +78,11 @@ def command() -> Any:
 
 
 @pytest.fixture
-def run(command: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def run(
+    command: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Said]:
     """Runs a command in this process, as a user types it."""
+    monkeypatch.setattr(secret, "_known", set())  # a new process knows no other test's
 
     def call(*arguments: object) -> Said:
         capsys.readouterr()
@@ -87,6 +92,11 @@ def run(command: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]
         return Said(int(str(ended.value.code or 0)), said.out, said.err)
 
     return call
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more worker than there are cores: many tests wait for processes or for leases."""
+    return usable_cores() + 1
 
 
 @pytest.fixture(scope="session")

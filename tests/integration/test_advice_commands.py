@@ -82,6 +82,8 @@ def texts() -> Iterator[tuple[str, str]]:
         return "\0"
 
     for path in sorted(PACKAGE.rglob("*.py")):
+        if "_docs" in path.parts:  # a wheel has the documents, too
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         no_text = {
             id(part)
