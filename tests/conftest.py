@@ -41,8 +41,13 @@ SLOW = (
     "integration/test_kills_between_steps",
     "integration/test_outages",
     "integration/test_portable_models",
+    "integration/test_resumed_trials",
     "integration/test_samplers",
+    "integration/test_slots_outages",
+    "integration/test_slots_processes",
+    "integration/test_statements",
     "integration/test_storage_load",
+    "integration/test_studies_readme",
     "integration/test_supervisor",
     "integration/test_training_memory",
 )
