@@ -55,8 +55,18 @@ SLOW = (
 ALWAYS = "acceptance/test_tour"
 
 
+#: Files that take minutes: they come first, so that at the end no core waits for the last one.
+LONGEST = (
+    *("test_secrets", "test_killed_workers", "test_interruptions", "test_steering"),
+    *("test_live_view", "test_renaming", "test_compose", "test_chaos", "test_choosing"),
+    *("test_backup", "test_full_disk", "test_older_versions", "test_tour", "test_worker"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that `pytest` leaves out unless it is told `-m slow`."""
+    """Mark the tests that `pytest` leaves out unless it is told `-m slow`, and order the files."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     for item in items:
         place = item.path.relative_to(Path(__file__).parent).as_posix()
         if place.startswith(SLOW) and not place.startswith(ALWAYS):

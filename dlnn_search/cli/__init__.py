@@ -233,6 +233,8 @@ def _quiet_libraries() -> None:
     logging.setLoggerClass(_Silent)
     logging.getLogger("optuna").addHandler(logging.NullHandler())
     logging.setLoggerClass(plain)
+    # Its pool logs a clean-up that Ctrl-C cut off, with the traceback.
+    logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
     warnings.showwarning = _show_warning
 
 

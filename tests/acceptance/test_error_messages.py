@@ -40,7 +40,7 @@ def contents(place: Place) -> set[str]:
         (["start", "task3-clock", "--wrokers", "2"], USAGE, ["--wrokers", "--workers"]),
         (["start", "task3-clock", "--workers", "2000"], USAGE, ["0 to 1024", "--workers 2000"]),
         (["start", "task3-clock", "--workers", "-3"], USAGE, ["0 to 1024", "got --workers -3"]),
-        (["start", "task3-clock", "--workers", "two"], USAGE, ["--workers", "integer"]),
+        (["start", "task3-clock", "--workers", "two"], USAGE, ["--workers", "whole number"]),
         (["start", "task3-clock", "--trials", "0"], USAGE, ["1 to 1,000,000 trials", "got 0"]),
         (["start", "task3-clock", "--timeout", "5x"], USAGE, ["45s, 30m, 2h", "got '5x'"]),
         (["start", "task3-clock", "--timeout", "0s"], USAGE, ["above 0", "got '0s'"]),

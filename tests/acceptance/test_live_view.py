@@ -101,7 +101,7 @@ def test_a_terminal_is_redrawn_in_place_and_never_overrun(terminal: tuple[int, s
     lines = [line for row in view.split("\n") for line in row.split("\r")]
     assert max(map(len, lines)) <= COLUMNS
     assert "━no result yet" not in view and "━best" not in view  # the bar has its line for itself
-    assert written.rstrip().endswith("best.json")
+    assert written.rstrip().endswith("dlnn-search dashboard --open")
 
 
 def test_a_pipe_gets_plain_lines(place: Place) -> None:

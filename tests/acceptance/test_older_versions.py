@@ -78,7 +78,14 @@ def older(tmp_path: Path, environment: dict[str, str]) -> Place:
 
 def figures(place: Place, *storage: str) -> dict[str, dict[str, Any]]:
     found = json.loads(place.succeed("status", "--json", *storage))
-    return {one["study"]: {key: one[key] for key in ("trials", "best")} for one in found}
+    best = ("trial", "value", "epoch", "epochs")
+    return {
+        one["study"]: {
+            "trials": one["trials"],
+            "best": one["best"] and {key: one["best"][key] for key in best},
+        }
+        for one in found
+    }
 
 
 def curve(place: Place, slot: int) -> list[tuple[Any, ...]]:

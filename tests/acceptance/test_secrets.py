@@ -165,6 +165,7 @@ def run(team: Team, how: str, password: str, *arguments: str) -> Done:
 
 #: Every command that opens a database, in an order in which each has something to show.
 COMMANDS: dict[str, list[str]] = {
+    "validate": ["validate", "tiny.py"],
     "start": ["start", "tiny.py", "--workers", "1", "--trials", "2"],
     "worker": ["worker", "tiny.py"],
     "studies": ["studies"],
@@ -198,7 +199,7 @@ COMMANDS: dict[str, list[str]] = {
     "dashboard": ["dashboard", "--host", "localhost", "--port", "99999"],
 }
 #: They open no database, or live without one.
-CLOSED = {"crossvalidate", "dashboard", "doctor", "lr-range", "studies"}
+CLOSED = {"crossvalidate", "dashboard", "doctor", "lr-range", "studies", "validate"}
 #: What two trials are too few for, or a port that there is not.
 REFUSED = {"importance", "compare", "dashboard"}
 
