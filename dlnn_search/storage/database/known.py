@@ -9,12 +9,11 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from dlnn_search.files import written_whole
 from dlnn_search.storage.database import sqlite
-from dlnn_search.storage.database.outages import shown
+from dlnn_search.storage.database.outages import without_secrets
 
 #: The latest ones are kept.
 MAX_KNOWN = 50
@@ -33,7 +32,7 @@ def remember_database(url: str) -> None:
     Args:
         url: As `database_url` returns it; its secrets are left out.
     """
-    path, address = list_file(), _without_secrets(url)
+    path, address = list_file(), without_secrets(url)
     with suppress(OSError, NotImplementedError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS, mode=0o600):
@@ -59,7 +58,7 @@ def known_databases(but: str | None = None) -> list[str]:
         listed = json.loads(list_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    left_out = None if but is None else _without_secrets(but)
+    left_out = None if but is None else without_secrets(but)
     return [
         address
         for address in (listed if isinstance(listed, list) else ())
@@ -73,11 +72,3 @@ def _may_be_there(address: str) -> bool:
         return file is None or file.is_file()
     except (OSError, ValueError, ArgumentError):  # what somebody typed into the list
         return False
-
-
-def _without_secrets(url: str) -> str:
-    """Return an address that a command takes, without what must not be shown."""
-    if sqlite.file_of(url) is not None:
-        return url
-    # Not `set`, which takes None for what shall stay.
-    return shown(make_url(url)._replace(password=None).render_as_string(hide_password=False))
